@@ -1,0 +1,64 @@
+"""Galvanax: one Trainer over JAX for robot learning. The public names."""
+
+from galvanax import networks, physics
+from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.checkpoint import Checkpoint
+from galvanax.callbacks.csv_logger import CSVLogger
+from galvanax.callbacks.early_stopping import EarlyStopping
+from galvanax.callbacks.ema import EMA
+from galvanax.callbacks.gradient_clipping import GradientClipping
+from galvanax.callbacks.model_summary import ModelSummary
+from galvanax.callbacks.progress_bar import ProgressBar
+from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
+from galvanax.datamodules.arrays import ArrayDataModule
+from galvanax.datamodules.datamodule import DataModule, Statistics
+from galvanax.datamodules.dynamics import DynamicsDataModule, DynamicsDataset, create_dataset, split_dataset
+from galvanax.datamodules.rollouts import RolloutDataModule
+from galvanax.errors import CheckpointError, ConfigError, DataError, GalvanaxError, NonFiniteError, RunDirError
+from galvanax.experiments.experiment import Experiment
+from galvanax.physics.collect import collect_random_rollouts
+from galvanax.tasks.acceleration import AccelerationTask
+from galvanax.tasks.task import Task
+from galvanax.trainer.run import FitResult, Run
+from galvanax.trainer.schedule import Epochs, Minutes, Steps
+from galvanax.trainer.state import TrainState
+from galvanax.trainer.trainer import Trainer
+
+__all__ = [
+    "EMA",
+    "AccelerationTask",
+    "ArrayDataModule",
+    "CSVLogger",
+    "Callback",
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DataModule",
+    "DynamicsDataModule",
+    "DynamicsDataset",
+    "EarlyStopping",
+    "Epochs",
+    "Experiment",
+    "FitResult",
+    "GalvanaxError",
+    "GradientClipping",
+    "Minutes",
+    "ModelSummary",
+    "NonFiniteError",
+    "ProgressBar",
+    "RolloutDataModule",
+    "Run",
+    "RunDirError",
+    "Statistics",
+    "Steps",
+    "Task",
+    "TensorBoardLogger",
+    "TrainState",
+    "Trainer",
+    "collect_random_rollouts",
+    "create_dataset",
+    "networks",
+    "physics",
+    "split_dataset",
+]

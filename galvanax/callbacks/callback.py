@@ -1,0 +1,97 @@
+"""The contract of a callback: WHAT ELSE happens in a run."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import optax
+
+from galvanax.trainer.state import Arrays, TrainState
+
+if TYPE_CHECKING:
+    from galvanax.trainer.run import FitResult, Run
+
+
+@dataclasses.dataclass
+class Callback:
+    """Subclass it as a dataclass whose fields are its settings; override what it needs.
+
+    *Traced* methods become part of the compiled step. *Host* methods run between dispatches: `on_step` on exactly the
+    steps that `next_step` names. Host state belongs in attributes set by `on_fit_start`, and, if a resumed run must
+    continue it, in `host_state` and `restore_host_state`.
+    """
+
+    writes_files: ClassVar[bool] = False  # needs a run_dir; left out of a fast_dev_run
+    runs_last: ClassVar[bool] = False  # after all others at a step, to see what they did
+
+    # Traced.
+
+    def wrap_optimizer(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """Wraps the task's optimizer (clipping, accumulation). Gradients pass the callbacks in list order."""
+        return optimizer
+
+    def init_slot(self, params: Arrays) -> Any:
+        """A pytree to keep in the train state, or None for none. It is donated, sharded and checkpointed with it."""
+        return None
+
+    def update_slot(self, slot: Any, state: TrainState) -> Any:
+        """The slot after a step; `state` is the one that the step has just made."""
+        return slot
+
+    def eval_params(self, slot: Any) -> Arrays | None:
+        """The parameters that evaluation, `Task.load` and the result use instead of the raw ones, or None."""
+        return None
+
+    # Host.
+
+    def on_fit_start(self, run: "Run") -> None:
+        """Before the first dispatch; after the state is restored, in a resumed run."""
+
+    def next_step(self, step: int) -> int | None:
+        """The first step after `step` at which `on_step` must see the state, or None."""
+        return None
+
+    def on_step(self, run: "Run") -> None:
+        """At the steps that `next_step` named, after validation where the step has one. `run.state` is current."""
+
+    def on_train_metrics(self, run: "Run", steps: range, metrics: dict[str, np.ndarray]) -> None:
+        """Training metrics `(len(steps),)` of a finished dispatch. They arrive one dispatch late."""
+
+    def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
+        """Training metrics averaged over the last `log_every` steps, at every multiple of it."""
+
+    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+        """After a validation, with names such as `"val/loss"`."""
+
+    def on_fit_end(self, run: "Run", result: "FitResult") -> None:
+        """After the last step, also when the run was stopped early."""
+
+    def on_exception(self, run: "Run", error: BaseException) -> None:
+        """When the run ends by an exception, which is raised again afterwards."""
+
+    def host_state(self) -> dict[str, Any]:
+        """JSON data that a checkpoint keeps for `restore_host_state`."""
+        return {}
+
+    def restore_host_state(self, state: dict[str, Any]) -> None:
+        """Continues from `host_state`'s data; called after `on_fit_start` in a resumed run."""
+
+
+def evaluation_params(state: TrainState, callbacks: dict[str, Callback]) -> Arrays:
+    """The parameters that evaluation uses: the last callback's that gives any, else the raw ones."""
+    params = state.params
+    for name, callback in callbacks.items():
+        if name in state.slots:
+            chosen = callback.eval_params(state.slots[name])
+            params = params if chosen is None else chosen
+    return params
+
+
+def name_callbacks(callbacks: list[Callback]) -> dict[str, Callback]:
+    """Names callbacks by class, `"EMA"`, `"EMA_2"`: the keys of their slots and host state."""
+    named: dict[str, Callback] = {}
+    for callback in sorted(callbacks, key=lambda c: c.runs_last):
+        base = type(callback).__name__
+        count = sum(type(other) is type(callback) for other in named.values())
+        named[base if count == 0 else f"{base}_{count + 1}"] = callback
+    return named

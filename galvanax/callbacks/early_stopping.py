@@ -1,0 +1,68 @@
+"""Stopping when a metric no longer improves."""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from galvanax.callbacks.callback import Callback
+from galvanax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from galvanax.trainer.run import Run
+
+
+@dataclasses.dataclass
+class EarlyStopping(Callback):
+    """Ends the run when a validation metric has not improved for `patience` validations.
+
+    Attributes:
+      monitor: the metric, such as "val/loss".
+      mode: whether less ("min") or more ("max") is better.
+      patience: validations without improvement that are allowed.
+      min_delta: what counts as an improvement.
+      threshold: end also as soon as the metric is this good.
+    """
+
+    monitor: str
+    mode: Literal["min", "max"]
+    patience: int = 3
+    min_delta: float = 0.0
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode, "EarlyStopping")
+        if self.patience < 0:
+            raise ConfigError(f"EarlyStopping.patience={self.patience!r}: expected at least 0.")
+
+    def on_fit_start(self, run: "Run") -> None:
+        """See `Callback`."""
+        self._best, self._waited = math.inf, 0
+
+    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+        """See `Callback`."""
+        sign = 1 if self.mode == "min" else -1
+        value = metrics[self.monitor]
+        if self.threshold is not None and sign * value <= sign * self.threshold:
+            run.stop(f"{self.monitor} is {value:.6g}, as good as the threshold {self.threshold:.6g}")
+        elif sign * value < self._best - self.min_delta:
+            self._best, self._waited = sign * value, 0
+        else:
+            self._waited += 1
+            if self._waited > self.patience:
+                best = f"{sign * self._best:.6g}"
+                run.stop(f"{self.monitor} has not improved on {best} in {self._waited} validations")
+
+    def host_state(self) -> dict[str, Any]:
+        """See `Callback`."""
+        return {"best": None if math.isinf(self._best) else self._best, "waited": self._waited}
+
+    def restore_host_state(self, state: dict[str, Any]) -> None:
+        """See `Callback`."""
+        self._best = math.inf if state["best"] is None else state["best"]
+        self._waited = state["waited"]
+
+
+def check_mode(mode: str | None, owner: str) -> None:
+    """Raises ConfigError unless the mode is "min" or "max"; it is never guessed."""
+    if mode not in ("min", "max"):
+        raise ConfigError(f'{owner}.mode={mode!r}: expected "min" (less is better) or "max".')

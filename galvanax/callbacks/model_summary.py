@@ -1,0 +1,20 @@
+"""What the model is made of."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from clu import parameter_overview
+
+from galvanax.callbacks.callback import Callback
+
+if TYPE_CHECKING:
+    from galvanax.trainer.run import Run
+
+
+@dataclasses.dataclass
+class ModelSummary(Callback):
+    """Prints a table of the parameters at the start: path, shape, dtype, count, and their total."""
+
+    def on_fit_start(self, run: "Run") -> None:
+        """See `Callback`."""
+        print(parameter_overview.get_parameter_overview(run.state.params, include_stats=False), flush=True)

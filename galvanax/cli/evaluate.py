@@ -1,0 +1,103 @@
+"""`galvanax evaluate RUN_DIR`: the figures and plots of a run."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from galvanax.datamodules.datamodule import DataModule
+from galvanax.errors import RunDirError, nearest
+from galvanax.experiments.experiment import find_experiment
+from galvanax.experiments.registry import EXPERIMENTS
+from galvanax.trainer.checkpoints import CheckpointFolder, read_meta
+from galvanax.trainer.config import replace_from_json
+from galvanax.trainer.run import FitResult
+from galvanax.trainer.start import CONFIG
+from galvanax.trainer.trainer import Trainer
+
+
+@dataclasses.dataclass
+class EvaluateCommand:
+    """Measure a run again: test metrics and the task's own figures, to evaluation.json and plots/.
+
+    Attributes:
+      run_dir: the run's folder.
+      checkpoint: the weights: "best", "last", a step or a path.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    checkpoint: str = "best"
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Parses the flags, rebuilds the run's data from its config.json, and evaluates."""
+    command = tyro.cli(EvaluateCommand, args=arguments, prog="galvanax evaluate")
+    path = command.run_dir / CONFIG
+    if not path.is_file():
+        parent = command.run_dir.parent
+        runs = [str(entry.parent) for entry in parent.glob(f"*/{CONFIG}")]
+        raise RunDirError(
+            f"{command.run_dir} holds no run: there is no {CONFIG} in it.{nearest(str(command.run_dir), runs)}"
+        )
+    config = json.loads(path.read_text())
+    name = config["trainer"]["name"]
+    if name is None:
+        raise RunDirError(
+            f"{path} names no experiment: the run was not started by `galvanax fit`. Use Trainer.test instead."
+        )
+    experiment = find_experiment(name, EXPERIMENTS)
+    data = replace_from_json(experiment.data, config["data"], str(path))
+    evaluate_run(command.run_dir, data, checkpoint=command.checkpoint)
+
+
+def evaluate_run(
+    run_dir: str | Path, data: DataModule, *, checkpoint: str = "best", result: FitResult | None = None
+) -> dict[str, Any]:
+    """Writes `evaluation.json` and `plots/`, and prints the figures.
+
+    Args:
+      run_dir: the run's folder.
+      data: the run's data.
+      checkpoint: the weights; not looked at where a run without checkpoints has just ended.
+      result: of the fit that has just ended.
+    """
+    # Here, since matplotlib takes a second to import and training has no use for it.
+    from galvanax.cli.loss_curves import plot_loss_curves
+
+    run_dir = Path(run_dir)
+    config = json.loads((run_dir / CONFIG).read_text())
+    plots = run_dir / "plots"
+    plots.mkdir(exist_ok=True)
+    figures: dict[str, Any] = {}
+    if result is not None and result.best_checkpoint is None:
+        task, model = result.task, result.model
+    else:
+        folder = CheckpointFolder(run_dir).find(checkpoint)
+        figures |= {"checkpoint": str(folder.relative_to(run_dir)), "step": read_meta(folder)["step"]}
+        task_type = type(result.task) if result else type(find_experiment(config["trainer"]["name"], EXPERIMENTS).task)
+        task, model = task_type.load(run_dir, checkpoint)
+    trainer = Trainer(max_steps=1, seed=config["trainer"]["seed"])
+    data.setup()
+    if data.test_dataset() is not None:
+        figures |= trainer.test(task, data, model=model)
+    figures |= task.report(model, data, plots)
+    if (run_dir / "metrics.csv").is_file():
+        plot_loss_curves(run_dir / "metrics.csv", plots / "loss_curves.png")
+    (run_dir / "evaluation.json").write_text(json.dumps(figures, indent=1))
+    _print(figures, run_dir)
+    return figures
+
+
+def _print(figures: dict[str, Any], run_dir: Path) -> None:
+    table = Table("figure", "value", title=f"{run_dir}/evaluation.json")
+    for name, value in figures.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4g}" if math.isfinite(value) else str(value))
+        elif not isinstance(value, list | dict):
+            table.add_row(name, str(value))
+    Console().print(table)

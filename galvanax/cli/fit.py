@@ -1,0 +1,110 @@
+"""`galvanax fit EXPERIMENT`: every field of the experiment is a flag."""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from galvanax.cli.evaluate import evaluate_run
+from galvanax.errors import ConfigError, nearest
+from galvanax.experiments.experiment import Experiment, find_experiment
+from galvanax.experiments.registry import EXPERIMENTS
+from galvanax.trainer.schedule import Epochs, Minutes, Steps
+
+INTERVALS: dict[str, Any] = {"steps": Steps, "epochs": Epochs, "minutes": Minutes}
+
+
+@dataclasses.dataclass
+class FitCommand:
+    """Train an experiment.
+
+    Attributes:
+      experiment: what to train.
+      resume: continue the run in its folder: "last" (a bare --resume), "best", a step, a path, or "auto".
+      overwrite: delete the run in the folder first.
+      evaluate: measure the best checkpoint afterwards.
+    """
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    resume: str | None = None
+    overwrite: bool = False
+    evaluate: bool = True
+
+
+def fit(arguments: list[str]) -> None:
+    """Parses the flags, trains, and evaluates what was trained."""
+    names = "\n".join(f"  {name}" for name in EXPERIMENTS)
+    if not arguments or arguments[0].startswith("-"):
+        print(f"usage: galvanax fit EXPERIMENT [flags]\n\nexperiments:\n{names}\n  path/to/file.py:name")
+        if arguments[:1] in (["-h"], ["--help"]):
+            return
+        raise ConfigError("fit needs an experiment.")
+    reference, *flags = arguments
+    experiment = find_experiment(reference, EXPERIMENTS)
+    command = parse(reference, experiment, flags)
+    experiment = command.experiment
+    absolute = reference if reference in EXPERIMENTS else str(Path(reference).absolute())
+    experiment.trainer = dataclasses.replace(experiment.trainer, name=absolute, overwrite=command.overwrite)
+    if command.resume and experiment.trainer.overwrite:
+        raise ConfigError("--resume and --overwrite contradict each other.")
+    result = experiment.fit(resume=command.resume)
+    if command.evaluate and experiment.trainer.run_dir is not None and not experiment.trainer.fast_dev_run:
+        evaluate_run(experiment.trainer.run_dir, experiment.data, result=result)
+
+
+def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitCommand:
+    """The command with the experiment's fields changed as the flags say."""
+    return tyro.cli(
+        FitCommand,
+        args=_spell_out_resume(flags),
+        default=FitCommand(experiment),
+        prog=f"galvanax fit {reference}",
+        registry=_registry(),
+    )
+
+
+def _spell_out_resume(flags: list[str]) -> list[str]:
+    spelled: list[str] = []
+    for index, flag in enumerate(flags):
+        spelled.append(flag)
+        if flag == "--resume" and (index + 1 == len(flags) or flags[index + 1].startswith("--")):
+            spelled.append("last")
+    return spelled
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """How intervals are written on the command line: `steps:500`, `epochs:1`, `minutes:10`, `none`."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def interval(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        members = typing.get_args(info.type) or (info.type,)
+        if not any(member in INTERVALS.values() for member in members):
+            return None
+        allowed = [name for name, kind in INTERVALS.items() if kind in members]
+        optional = type(None) in members
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="|".join([f"{name}:N" for name in allowed] + ["none"] * optional),
+            instance_from_str=lambda words: parse_interval(words[0], allowed, optional),
+            is_instance=lambda value: value is None or isinstance(value, tuple(INTERVALS.values())),
+            str_from_instance=lambda value: [_write_interval(value)],
+        )
+
+    return registry
+
+
+def parse_interval(text: str, allowed: list[str], optional: bool) -> Any:
+    """`"steps:500"` to `Steps(500)`."""
+    if optional and text == "none":
+        return None
+    kind, _, number = text.partition(":")
+    if kind not in allowed:
+        raise ValueError(f"expected such as {allowed[0]}:10, got {text!r}.{nearest(kind, allowed)}")
+    return INTERVALS[kind](float(number) if kind == "minutes" else int(number))
+
+
+def _write_interval(value: Any) -> str:
+    return "none" if value is None else f"{type(value).__name__.lower()}:{dataclasses.astuple(value)[0]}"

@@ -1,0 +1,53 @@
+"""The `galvanax` command."""
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+
+from galvanax.errors import GalvanaxError, nearest
+from galvanax.trainer.compile_cache import enable_compile_cache
+
+USAGE = """usage: galvanax COMMAND ...
+
+  fit EXPERIMENT [--resume [CHECKPOINT]] [--overwrite] [flags]   train; `galvanax fit EXPERIMENT --help` lists the flags
+  evaluate RUN_DIR [--checkpoint CHECKPOINT]                     measure a finished run again
+  list                                                           the experiments
+
+EXPERIMENT is a name from `galvanax list`, or path/to/file.py:name of your own gx.Experiment."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command; ends with status 2 and one message where what the user gave is wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    try:
+        enable_compile_cache()
+        _command(arguments[0])(arguments[1:])
+    except GalvanaxError as error:
+        print(f"galvanax: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _command(name: str) -> Callable[[list[str]], None]:
+    # Imported late: `galvanax --help` need not load jax's friends.
+    from galvanax.cli.evaluate import evaluate
+    from galvanax.cli.fit import fit
+
+    commands = {"fit": fit, "evaluate": evaluate, "list": _list}
+    if name not in commands:
+        print(f"galvanax: error: unknown command {name!r}.{nearest(name, commands)}\n\n{USAGE}", file=sys.stderr)
+        raise SystemExit(2)
+    return commands[name]
+
+
+def _list(arguments: list[str]) -> None:
+    from galvanax.experiments.registry import EXPERIMENTS
+
+    for name, build in EXPERIMENTS.items():
+        print(f"{name:24s} {(inspect.getdoc(build) or '').splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Arrays in memory as batches."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from galvanax.datamodules.datamodule import DataModule
+from galvanax.errors import DataError
+from galvanax.trainer.batch import count_rows
+
+Arrays = Any  # a pytree of arrays (rows, ...)
+
+
+@dataclasses.dataclass
+class ArrayDataModule(DataModule):
+    """Equally long arrays, cut into batches of rows; the training rows are shuffled anew each epoch.
+
+    The rows that fill no whole training batch are left out of that epoch (another few in each, as the order changes);
+    evaluation sees every row.
+
+    Attributes:
+      train: a pytree of arrays `(rows, ...)`.
+      val: the same for validation.
+      test: the same for testing.
+      batch_size: rows a batch, over all devices.
+    """
+
+    train: Arrays
+    val: Arrays = None
+    test: Arrays = None
+    batch_size: int = 128
+
+    def setup(self) -> None:
+        """Checks that the arrays agree in length and suffice for a batch."""
+        if self.batch_size < 1:
+            raise DataError(f"batch_size={self.batch_size}: expected at least 1.")
+        for split in ("train", "val", "test"):
+            arrays = getattr(self, split)
+            if arrays is None and split != "train":
+                continue
+            rows = count_rows(arrays, f"{type(self).__name__}.{split}")
+            if split == "train" and rows < self.batch_size:
+                raise DataError(f"batch_size={self.batch_size} is larger than the training data: {rows} rows.")
+
+    def train_dataset(self, seed: int) -> grain.MapDataset:
+        """See `DataModule`."""
+        self.setup()
+        return BatchDataset(self.train, self.batch_size, seed=seed)
+
+    def val_dataset(self) -> grain.MapDataset | None:
+        """See `DataModule`."""
+        return None if self.val is None else BatchDataset(self.val, self.batch_size)
+
+    def test_dataset(self) -> grain.MapDataset | None:
+        """See `DataModule`."""
+        return None if self.test is None else BatchDataset(self.test, self.batch_size)
+
+
+class BatchDataset(grain.MapDataset):
+    """Whole batches gathered from arrays at once: a hundred times as fast as batching rows one by one.
+
+    Args:
+      arrays: a pytree of arrays `(rows, ...)`.
+      batch_size: rows a batch.
+      seed: shuffles, anew each epoch, and leaves out the rows that fill no whole batch; `None` keeps order and rows.
+    """
+
+    def __init__(self, arrays: Arrays, batch_size: int, seed: int | None = None):
+        super().__init__()
+        self._arrays = jax.tree.map(np.asarray, arrays)
+        self._rows = count_rows(arrays, "BatchDataset")
+        self._batch_size, self._seed = batch_size, seed
+        # Batches come in order, so one epoch's permutation at a time is enough.
+        self._permutation = functools.lru_cache(maxsize=2)(self._permute)
+
+    def __len__(self) -> int:
+        return self._rows // self._batch_size if self._seed is not None else -(-self._rows // self._batch_size)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, index = divmod(index, len(self))
+        rows: Any = slice(index * self._batch_size, (index + 1) * self._batch_size)
+        if self._seed is not None:
+            rows = self._permutation(epoch)[rows]
+        return jax.tree.map(lambda array: array[rows], self._arrays)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed or 0, epoch]).permutation(self._rows)

@@ -1,0 +1,1 @@
+"""Classic systems and legged robots; `robots/` holds their MJCF files."""

@@ -1,0 +1,66 @@
+"""An experiment: everything that a run is made of, in one record."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from galvanax.callbacks.callback import Callback
+from galvanax.datamodules.datamodule import DataModule
+from galvanax.errors import ConfigError, nearest
+from galvanax.tasks.task import Task
+from galvanax.trainer.run import FitResult
+from galvanax.trainer.trainer import Trainer
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A task, its data, the trainer's settings and the callbacks. Each field of each is a flag of `galvanax fit`.
+
+    Attributes:
+      task: what is learned.
+      data: from what.
+      trainer: the loop's settings.
+      callbacks: what else happens, by a short name that becomes the flag's; gradients pass them in this order.
+    """
+
+    task: Task
+    data: DataModule
+    trainer: Trainer
+    callbacks: dict[str, Callback] = dataclasses.field(default_factory=dict)
+
+    def fit(self, resume: str | Path | None = None) -> FitResult:
+        """`Trainer.fit` with all of it."""
+        trainer = dataclasses.replace(self.trainer, callbacks=list(self.callbacks.values()))
+        return trainer.fit(self.task, self.data, resume=resume)
+
+
+def find_experiment(reference: str, registry: dict[str, Callable[[], Experiment]]) -> Experiment:
+    """Makes the experiment of a registered name, or of `"path/to/file.py:name"`.
+
+    In a file, `name` is an `Experiment` or a function that returns one.
+
+    Raises:
+      ConfigError: there is no such name, file, or experiment in the file.
+    """
+    if ".py" not in reference:
+        if reference not in registry:
+            raise ConfigError(f"Unknown experiment {reference!r}.{nearest(reference, registry)}")
+        return registry[reference]()
+    file, _, name = reference.partition(":")
+    if not Path(file).is_file():
+        raise ConfigError(f"There is no file {file}.")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their own module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    found = getattr(module, name, None)
+    experiment = found() if callable(found) else found
+    if not isinstance(experiment, Experiment):
+        names = [key for key, value in vars(module).items() if isinstance(value, Experiment)]
+        raise ConfigError(f"{file} holds no gx.Experiment named {name!r}.{nearest(name, names)}")
+    return experiment

@@ -1,0 +1,35 @@
+"""States, integrators, random data and reference trajectories."""
+
+from galvanax.physics.collect import Rollouts, collect_random_rollouts, count_substeps, extract_state_features
+from galvanax.physics.integrators import integrate_positions, semi_implicit_euler
+from galvanax.physics.layout import StateLayout
+from galvanax.physics.models import bundled_models, load_model
+from galvanax.physics.open_loop import (
+    PredictionError,
+    max_contacts,
+    mujoco_rollout,
+    one_step_velocity_error,
+    open_loop_error,
+    predict_open_loop,
+)
+from galvanax.physics.starts import NarrowStart, WideStart
+
+__all__ = [
+    "NarrowStart",
+    "PredictionError",
+    "Rollouts",
+    "StateLayout",
+    "WideStart",
+    "bundled_models",
+    "collect_random_rollouts",
+    "count_substeps",
+    "extract_state_features",
+    "integrate_positions",
+    "load_model",
+    "max_contacts",
+    "mujoco_rollout",
+    "one_step_velocity_error",
+    "open_loop_error",
+    "predict_open_loop",
+    "semi_implicit_euler",
+]

@@ -1,0 +1,121 @@
+"""The contract of a task: WHAT is learned. Pure methods, traced into one compiled program by the Trainer."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from galvanax.trainer.checkpoints import load_weights
+from galvanax.trainer.state import TrainState
+
+if TYPE_CHECKING:
+    from galvanax.datamodules.datamodule import DataModule
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Subclass it as a frozen dataclass whose fields are the hyperparameters.
+
+    The fields become command-line flags, the run's `config.json` and what `load` rebuilds the model from, so they hold
+    plain values (numbers, strings, tuples, dataclasses of those), never arrays. Write `build_model`, `build_optimizer`
+    and `loss`; everything else has a default.
+    """
+
+    def setup(self, datamodule: "DataModule") -> Self:
+        """Returns the task with the fields that the data decides (shapes, layouts) filled in; called first."""
+        return self
+
+    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Makes the model. Any arrays that are not `nnx.Param` are state that is saved but gets no gradient."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_model(self, rngs) -> nnx.Module.")
+
+    def set_statistics(self, model: nnx.Module, datamodule: "DataModule") -> None:
+        """Writes dataset statistics into a fresh model's normalisers; a loaded or resumed model has them already."""
+
+    def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """Makes the optimizer for a run of `num_steps` steps (for learning-rate schedules)."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define build_optimizer(self, num_steps) -> optax.GradientTransformation."
+        )
+
+    def init_carry(self, rng: jax.Array, datamodule: "DataModule") -> Any:
+        """A pytree of the task's own that travels in `TrainState.carry` (environment states, running statistics)."""
+        return ()
+
+    def loss(self, model: nnx.Module, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The scalar to minimise, a mean over the batch, and metrics by name.
+
+        Args:
+          model: the model in training mode (in evaluation mode where `evaluate` calls it).
+          batch: a pytree of arrays `(batch, ...)`.
+          rng: a key that depends on the run's seed and the step alone.
+
+        Returns:
+          `(loss, {name: scalar or per-example (batch,) array})`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define loss(self, model, batch, rng), or train_step.")
+
+    def train_step(self, state: TrainState, batch: Any, rng: jax.Array) -> tuple[TrainState, Metrics]:
+        """One step: a new state and metrics, `"loss"` among them. The default is one gradient step on `loss`."""
+        model_rng, loss_rng = jax.random.split(rng)
+
+        def objective(params: dict[str, jax.Array]) -> tuple[jax.Array, tuple[Metrics, dict[str, jax.Array]]]:
+            model = state.model(params, rng=model_rng)
+            loss, metrics = self.checked_loss(model, batch, loss_rng)
+            return loss, (metrics, state.definition.split(model)[1])
+
+        (loss, (metrics, variables)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
+        return state.apply_gradients(grads, variables=variables), metrics
+
+    def evaluate(self, model: nnx.Module, batch: Any, rng: jax.Array) -> Metrics:
+        """Metrics by name for validation and test, `"loss"` by default among them.
+
+        The Trainer calls it for one example at a time (arrays `(1, ...)`, vectorised by `vmap`) with a key per example,
+        and averages in float64, so that a result depends on neither the batch size nor padding nor the device count.
+        """
+        loss, metrics = self.checked_loss(model, batch, rng)
+        return {"loss": loss, **metrics}
+
+    def predict(self, model: nnx.Module, batch: Any, rng: jax.Array) -> Any:
+        """A pytree of predictions `(batch, ...)` for `Trainer.predict`."""
+        raise NotImplementedError(f"{type(self).__name__} defines no predict(self, model, batch, rng).")
+
+    def report(self, model: nnx.Module, datamodule: "DataModule", output_dir: Path) -> dict[str, Any]:
+        """Figures of merit beyond the test metrics, for `evaluation.json`; may leave PNG plots in `output_dir`."""
+        return {}
+
+    @classmethod
+    def load(cls, run_dir: str | Path, checkpoint: str | Path = "best") -> tuple[Self, nnx.Module]:
+        """Loads `(task, model)` from a run folder: no data and no pickle needed.
+
+        Args:
+          run_dir: the run's folder.
+          checkpoint: `"best"` (by the monitored metric; the last one where nothing was monitored), `"last"`, a step's
+            folder name, or a path. Weights are those of evaluation: averaged ones where a callback averages.
+
+        Raises:
+          CheckpointError: there is none, it is damaged, or it is of another task.
+        """
+        return load_weights(cls, run_dir, checkpoint)
+
+    def checked_loss(self, model: nnx.Module, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+        """`loss`, with its result's form checked while tracing."""
+        name = f"{type(self).__name__}.loss"
+        result = self.loss(model, batch, rng)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            raise TypeError(f"{name} returned {type(result).__name__}; expected (loss, {{name: metric}}).")
+        loss, metrics = jnp.asarray(result[0]), result[1]
+        if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} returned a loss of {loss.dtype}{list(loss.shape)}; expected a float scalar: take the mean."
+            )
+        if "loss" in metrics:
+            raise ValueError(f'{name} returned a metric named "loss", which is the loss itself; give it another name.')
+        return loss.astype(jnp.float32), metrics

@@ -1,0 +1,81 @@
+"""Exact evaluation: every example once, averaged in float64, whatever the batch size or the number of devices."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from galvanax.errors import NonFiniteError
+from galvanax.trainer.batch import batch_bytes
+from galvanax.trainer.devices import Devices
+from galvanax.trainer.feed import EvaluationFeed, check_divisible
+from galvanax.trainer.programs import EVALUATE, evaluate_program, predict_program, stream_key
+from galvanax.trainer.state import Arrays, ModelDef
+
+if TYPE_CHECKING:
+    from galvanax.tasks.task import Task
+
+STACK, STACK_BYTES = 16, 128 * 2**20
+
+
+class Evaluator:
+    """One task on one evaluation dataset; compiles once and is called with new weights.
+
+    Args:
+      task: whose `evaluate` (or `predict`) is run.
+      definition: the task's model.
+      feed: the batches.
+      devices: where.
+      seed: of the run.
+      split: the metrics' prefix, `"val"` or `"test"`.
+    """
+
+    def __init__(
+        self, task: "Task", definition: ModelDef, feed: EvaluationFeed, devices: Devices, seed: int, split: str
+    ):
+        check_divisible(feed.batch_size, devices.count)
+        self._feed, self._devices, self._split = feed, devices, split
+        self._key = jax.device_put(stream_key(seed, EVALUATE), devices.replicated)
+        self._capacity = max(1, min(STACK, feed.count or STACK, STACK_BYTES // max(1, batch_bytes(feed.spec))))
+        arrays = jax.eval_shape(definition.init, self._key)
+        parts = (task, definition, arrays, feed.spec, self._capacity, devices)
+        self.metric_names: list[str] = []
+        if split == "predict":
+            self._program = predict_program(*parts)
+        else:
+            self._program, names = evaluate_program(*parts)
+            self.metric_names = [f"{split}/{name}" for name in names]
+
+    def evaluate(self, params: Arrays, variables: Arrays, step: int | None = None) -> dict[str, float]:
+        """Means over all examples, `{"val/loss": ...}`.
+
+        Raises:
+          NonFiniteError: a loss is NaN or infinite; names the metric, the step and the first such example.
+        """
+        values = self.per_example(params, variables)
+        loss = values.get("loss")
+        if loss is not None and not np.isfinite(loss).all():
+            bad = np.flatnonzero(~np.isfinite(loss))
+            at = "" if step is None else f" at step {step}"
+            raise NonFiniteError(
+                f"{self._split}/loss is {loss[bad[0]]}{at} for {len(bad)} of {len(loss)} examples; first: {bad[0]}."
+            )
+        return {f"{self._split}/{name}": math.fsum(rows.tolist()) / len(rows) for name, rows in values.items()}
+
+    def per_example(self, params: Arrays, variables: Arrays) -> Any:
+        """The program's outputs with the examples `(examples, ...)` in order, padding cut away."""
+        params, variables = jax.device_put((params, variables), self._devices.replicated)
+        waiting, first = [], 0
+        for stack, rows in self._feed.stacks(self._capacity, self._devices.stacked):
+            numbers = jax.device_put((np.int32(len(rows)), np.int32(first)), self._devices.replicated)
+            waiting.append((self._program((params, variables), stack, *numbers, self._key), rows))
+            first += len(rows) * self._feed.batch_size
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *(_unstack(*part) for part in waiting))
+
+
+def _unstack(values: Any, rows: list[int]) -> Any:
+    """`(stack, batch, ...)` to `(examples, ...)`: the true rows of each batch."""
+    return jax.tree.map(
+        lambda leaf: np.concatenate([batch[:n] for batch, n in zip(leaf, rows, strict=False)]), jax.device_get(values)
+    )

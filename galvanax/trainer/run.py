@@ -1,0 +1,252 @@
+"""A fit in progress: what the loop works on and what callbacks see."""
+
+import collections
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from galvanax.callbacks.callback import Callback, evaluation_params
+from galvanax.errors import NonFiniteError
+from galvanax.trainer import config
+from galvanax.trainer.checkpoints import CheckpointFolder, name_leaves
+from galvanax.trainer.devices import Devices
+from galvanax.trainer.feed import TrainFeed
+from galvanax.trainer.pace import Pace
+from galvanax.trainer.schedule import next_multiple
+from galvanax.trainer.state import TrainState
+
+if TYPE_CHECKING:
+    from galvanax.datamodules.datamodule import DataModule
+    from galvanax.tasks.task import Task
+    from galvanax.trainer.evaluation import Evaluator
+    from galvanax.trainer.trainer import Trainer
+
+STATE_FIELDS = ("step", "params", "variables", "opt_state", "carry", "slots")
+
+
+@dataclasses.dataclass
+class FitResult:
+    """What `Trainer.fit` returns.
+
+    Attributes:
+      task: the task with the fields that the data decided.
+      model: the model at the end, with evaluation weights (averaged ones where a callback averages).
+      metrics: the last value of every metric, `{"train/loss": ..., "val/loss": ...}`.
+      state: the final train state.
+      best_checkpoint: the folder of the best checkpoint, or None.
+      stop_reason: why the run ended before its last step, or None.
+    """
+
+    task: "Task"
+    model: nnx.Module
+    metrics: dict[str, float]
+    state: TrainState
+    best_checkpoint: Path | None
+    stop_reason: str | None
+
+
+@dataclasses.dataclass
+class Run:
+    """One fit, between its first and its last step.
+
+    Attributes:
+      trainer, task, datamodule: as given; the task has its data-decided fields filled in.
+      callbacks: by name, in the order in which they are called.
+      run_dir: where files go, or None.
+      devices: where the run happens.
+      feed: the training batches.
+      num_steps: the step at which the run ends.
+      state: the current train state. Its buffers are donated to the next dispatch: read it in `on_step`, keep copies.
+      step: steps dispatched, an int on the host.
+      metric_names: every metric that training and validation will give.
+      metrics: the last value of each.
+      config: JSON of task, data, trainer and callbacks.
+      validated_at: the step of the last validation, or -1.
+      resumed: whether the state came from a checkpoint.
+      stop_reason: set by `stop`.
+    """
+
+    trainer: "Trainer"
+    task: "Task"
+    datamodule: "DataModule"
+    callbacks: dict[str, Callback]
+    run_dir: Path | None
+    devices: Devices
+    feed: TrainFeed
+    num_steps: int
+    capacity: int
+    pace: Pace
+    program: Any
+    evaluator: "Evaluator | None"
+    state: TrainState
+    key: jax.Array
+    metric_names: list[str]
+    config: dict[str, Any]
+    step: int = 0
+    resumed: bool = False
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    validated_at: int = -1
+    stop_reason: str | None = None
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    _in_flight: collections.deque[tuple[range, Any]] = dataclasses.field(default_factory=collections.deque)
+    _window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._copy = _copy_program(self.callbacks)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps an epoch; None for a stream."""
+        return self.feed.steps_per_epoch
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with the fraction; 0 for a stream."""
+        return self.step / self.steps_per_epoch if self.steps_per_epoch else 0.0
+
+    def stop(self, reason: str) -> None:
+        """Ends the run at this step; a callback's way to say that it has seen enough."""
+        self.stop_reason = self.stop_reason or reason
+
+    def dispatch(self, boundary: int) -> None:
+        """Sends the next steps to the devices, as many as fit in a stack and before `boundary`."""
+        count = min(boundary - self.step, self.pace.steps)
+        with jax.transfer_guard("disallow"):
+            stack = self.feed.take(count, self.capacity, self.devices.stacked)
+            size = jax.device_put(np.int32(count), self.devices.replicated)
+            self.state, metrics = self.program(self.state, stack, size, self.key)
+        self._in_flight.append((range(self.step + 1, self.step + count + 1), metrics))
+        self.step += count
+        # Two in flight keep the device busy while the host reads the older one's metrics.
+        if len(self._in_flight) == 2:
+            self._collect()
+
+    def drain(self) -> None:
+        """Waits for the dispatches in flight and hands out their metrics."""
+        while self._in_flight:
+            self._collect()
+
+    def abandon(self) -> None:
+        """Forgets the dispatches in flight (after an exception)."""
+        self._in_flight.clear()
+
+    def emit(self, hook: str, *args: Any) -> None:
+        """Calls a host method of every callback."""
+        for callback in self.callbacks.values():
+            getattr(callback, hook)(self, *args)
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a checkpoint holds: copies of all arrays by path, and JSON data. Does not wait for the devices."""
+        arrays = self._copy(self.state)
+        meta = {
+            "averaged": any(name.startswith("weights/") for name in arrays),
+            "epoch": self.epoch,
+            "config": self.config,
+            "position": self.feed.position,
+            "window": {name: list(rows) for name, rows in self._window.items()},
+            "metrics": dict(self.metrics),
+            "seconds": time.monotonic() - self.started,
+            "host": {name: callback.host_state() for name, callback in self.callbacks.items()},
+            "versions": config.versions(),
+        }
+        return arrays, meta
+
+    def restore(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Continues from a checkpoint's state and meta data."""
+        self.state, self.step, self.resumed = state, meta["step"], True
+        self.feed.position = meta["position"]
+        self._window = meta["window"]
+        self.metrics = meta["metrics"]
+        self.started = time.monotonic() - meta["seconds"]
+
+    def restore_callbacks(self, host: dict[str, Any]) -> None:
+        """Continues the callbacks' host state, after their `on_fit_start`."""
+        for name, callback in self.callbacks.items():
+            if name in host:
+                callback.restore_host_state(host[name])
+
+    def next_validation(self, step: int) -> int | None:
+        """The first step after `step` with a validation, or None where there is no validation data."""
+        if self.evaluator is None:
+            return None
+        return min(self.num_steps, next_multiple(step, self.trainer.val_every.in_steps(self.steps_per_epoch)))
+
+    def validate(self) -> None:
+        """Evaluates the current weights on the validation data and hands out the metrics."""
+        if self.evaluator is None:
+            return
+        params = evaluation_params(self.state, self.callbacks)
+        metrics = self.evaluator.evaluate(params, self.state.variables, self.step)
+        self.metrics |= metrics
+        self.validated_at = self.step
+        self.emit("on_validation_end", metrics)
+
+    def best_checkpoint(self) -> Path | None:
+        """The best checkpoint so far."""
+        folder = CheckpointFolder(self.run_dir) if self.run_dir else None
+        return folder.find("best") if folder and folder.steps() else None
+
+    def result(self) -> FitResult:
+        """The run's outcome, from its current state."""
+        model = self.state.model(evaluation_params(self.state, self.callbacks))
+        return FitResult(self.task, model, dict(self.metrics), self.state, self.best_checkpoint(), self.stop_reason)
+
+    def _collect(self) -> None:
+        steps, futures = self._in_flight.popleft()
+        values = {name: rows[: len(steps)] for name, rows in jax.device_get(futures).items()}
+        self.pace.finished(len(steps))
+        self._check_finite(steps, values.get("loss"))
+        self.emit("on_train_metrics", steps, {f"train/{name}": rows for name, rows in values.items()})
+        self._log(steps, values)
+
+    def _check_finite(self, steps: range, losses: np.ndarray | None) -> None:
+        if losses is None or np.isfinite(losses).all():
+            return
+        first = int(np.argmin(np.isfinite(losses)))
+        raise NonFiniteError(
+            f"train/loss is {losses[first]} at step {steps[first]}. "
+            "Lower the learning rate, clip the gradients, or look at that step's batch."
+        )
+
+    def _log(self, steps: range, values: dict[str, np.ndarray]) -> None:
+        every, done = self.trainer.log_every, 0
+        while done < len(steps):
+            boundary = min(-(-steps[done] // every) * every, steps[-1])
+            stop = boundary - steps[0] + 1
+            for name, rows in values.items():
+                self._window.setdefault(name, []).extend(rows[done:stop].tolist())
+            if boundary % every == 0 or boundary == self.num_steps:
+                means = {f"train/{name}": math.fsum(rows) / len(rows) for name, rows in self._window.items()}
+                self.metrics |= means
+                self._window = {}
+                self.emit("on_train_log", boundary, means)
+            done = stop
+
+
+def _copy_program(callbacks: dict[str, Callback]) -> Any:
+    """Copies of the state's arrays by path: the state is donated, and a save goes on beside the next dispatch."""
+
+    def copy(state: TrainState) -> dict[str, jax.Array]:
+        tree = {field: getattr(state, field) for field in STATE_FIELDS}
+        params = evaluation_params(state, callbacks)
+        if params is not state.params:
+            tree["weights"] = params
+        return {name: jnp.copy(leaf) for name, leaf in name_leaves(tree).items()}
+
+    return jax.jit(copy)
+
+
+def chain_optimizer(task: "Task", callbacks: dict[str, Callback], num_steps: int) -> optax.GradientTransformation:
+    """The task's optimizer inside the callbacks' wrappers; gradients pass the callbacks in list order."""
+    optimizer = task.build_optimizer(num_steps)
+    for callback in reversed(callbacks.values()):
+        optimizer = callback.wrap_optimizer(optimizer)
+    return optimizer

@@ -1,0 +1,285 @@
+"""How a run starts: everything is checked and traced before anything is compiled or written."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from galvanax.callbacks.callback import Callback, name_callbacks
+from galvanax.errors import ConfigError, RunDirError, nearest
+from galvanax.trainer import config
+from galvanax.trainer.batch import batch_bytes
+from galvanax.trainer.checkpoints import CheckpointFolder, check_task, load_arrays, load_model, name_leaves, read_meta
+from galvanax.trainer.compile_cache import enable_compile_cache
+from galvanax.trainer.devices import Devices
+from galvanax.trainer.evaluation import Evaluator
+from galvanax.trainer.feed import EvaluationFeed, TrainFeed, check_divisible
+from galvanax.trainer.pace import Pace
+from galvanax.trainer.programs import INIT, TRAIN, stream_key, train_program
+from galvanax.trainer.run import STATE_FIELDS, Run, chain_optimizer
+from galvanax.trainer.state import Arrays, ModelDef, TrainState
+
+if TYPE_CHECKING:
+    from galvanax.datamodules.datamodule import DataModule
+    from galvanax.tasks.task import Task
+    from galvanax.trainer.trainer import Trainer
+
+log = logging.getLogger("galvanax")
+
+STACK, STACK_BYTES = 64, 256 * 2**20
+CONFIG = "config.json"
+RUN_FILES = (CONFIG, "metrics.csv", "checkpoints", "tensorboard", "evaluation.json", "plots")
+
+
+def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str | Path | None) -> Run:
+    """Checks everything, builds the state and the programs, prepares the run folder. Raises as `Trainer.fit` does."""
+    _check_settings(trainer)
+    config.check_dataclass(task)
+    enable_compile_cache()
+    devices = Devices.choose(trainer.devices)
+    checkpoint = _find_resume(trainer, type(task).__name__, resume)
+    overwrite = trainer.overwrite or (resume == "auto" and checkpoint is None)
+
+    settings = config.to_json(data)  # before setup, which may fill fields with arrays
+    data.setup()
+    task = task.setup(data)
+    callbacks = name_callbacks(list(trainer.callbacks))
+    feed = TrainFeed(data.train_dataset(trainer.seed), trainer.limit_train_batches)
+    check_divisible(feed.batch_size, devices.count)
+    num_steps = _count_steps(trainer, feed)
+
+    definition = _definition(trainer, task)
+    create = _creator(trainer, task, data, callbacks, definition, num_steps)
+    abstract = jax.eval_shape(create, stream_key(trainer.seed, INIT))
+    capacity = _choose_capacity(trainer, feed, num_steps)
+    program, names = train_program(task, callbacks, abstract, feed.spec, capacity, devices)
+    evaluator = evaluator_for(trainer, task, definition, data, devices, "val", trainer.limit_val_batches)
+    metric_names = [f"train/{name}" for name in names] + (evaluator.metric_names if evaluator else [])
+    for name, callback in callbacks.items():
+        _check_monitor(name, getattr(callback, "monitor", None), metric_names)
+    run_config = _describe(trainer, task, settings)
+    run_dir = _prepare_folder(trainer, run_config, checkpoint, overwrite)
+
+    run = Run(
+        trainer=trainer,
+        task=task,
+        datamodule=data,
+        callbacks=callbacks,
+        run_dir=run_dir,
+        devices=devices,
+        feed=feed,
+        num_steps=num_steps,
+        capacity=capacity,
+        pace=Pace(capacity, fixed=trainer.steps_per_dispatch is not None),
+        program=program,
+        evaluator=evaluator,
+        state=abstract,
+        key=jax.device_put(stream_key(trainer.seed, TRAIN), devices.replicated),
+        metric_names=metric_names,
+        config=run_config,
+    )
+    if checkpoint is None:
+        run.state = _create_state(trainer, task, data, create, devices)
+    else:
+        run.restore(_load_state(checkpoint, abstract, devices), read_meta(checkpoint))
+        if run.step >= num_steps:
+            raise ConfigError(
+                f"{checkpoint} is of step {run.step}, and the run ends at step {num_steps}: give it more steps."
+            )
+    run.emit("on_fit_start")
+    if checkpoint is not None:
+        run.restore_callbacks(read_meta(checkpoint)["host"])
+    if run_dir is not None:
+        (run_dir / CONFIG).write_text(json.dumps(run_config, indent=1))
+    return run
+
+
+def _describe(trainer: "Trainer", task: "Task", data: dict[str, Any]) -> dict[str, Any]:
+    """JSON of everything that a run was made of."""
+    settings = config.to_json(dataclasses.replace(trainer, callbacks=()))
+    return {
+        "task": config.to_json(task),
+        "data": data,
+        "trainer": {name: value for name, value in settings.items() if name != "callbacks"},
+        "callbacks": [config.to_json(callback) for callback in trainer.callbacks],
+        "versions": config.versions(),
+    }
+
+
+def evaluator_for(
+    trainer: "Trainer",
+    task: "Task",
+    definition: ModelDef,
+    data: "DataModule",
+    devices: Devices,
+    split: str,
+    limit: int | None,
+) -> Evaluator | None:
+    """The evaluator of a split of the data, or None where the data has none."""
+    dataset = getattr(data, f"{split}_dataset")()
+    if dataset is None:
+        return None
+    return Evaluator(task, definition, EvaluationFeed(dataset, limit), devices, trainer.seed, split)
+
+
+def weights_for(
+    trainer: "Trainer", task: "Task", checkpoint: str | Path, model: nnx.Module | None
+) -> tuple[ModelDef, Arrays, Arrays]:
+    """`(definition, params, variables)` of a checkpoint, or of `model` where one is given."""
+    definition = _definition(trainer, task)
+    if model is None:
+        if trainer.run_dir is None and str(checkpoint) in ("best", "last"):
+            raise ConfigError(f'checkpoint="{checkpoint}" needs the Trainer\'s run_dir; or give a path, or model=.')
+        folder = CheckpointFolder(trainer.run_dir or ".").find(checkpoint)
+        check_task(folder, type(task).__name__)
+        model = load_model(definition, folder)
+    return definition, *definition.split(model)
+
+
+def _check_settings(trainer: "Trainer") -> None:
+    if trainer.max_epochs is None and trainer.max_steps is None:
+        raise ConfigError("The Trainer has neither max_epochs nor max_steps: say when the run ends.")
+    for name in (
+        "max_epochs",
+        "max_steps",
+        "log_every",
+        "steps_per_dispatch",
+        *(f"limit_{s}_batches" for s in ("train", "val", "test", "predict")),
+    ):
+        value = getattr(trainer, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"Trainer.{name}={value!r}: expected a whole number of at least 1.")
+    if trainer.precision not in ("float32", "bfloat16"):
+        raise ConfigError(f'Trainer.precision={trainer.precision!r}: expected "float32" or "bfloat16".')
+    for callback in trainer.callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"Trainer.callbacks holds {callback!r}; expected gx.Callback objects.")
+        if callback.writes_files and trainer.run_dir is None:
+            raise ConfigError(f"{type(callback).__name__} writes files: give the Trainer a run_dir.")
+
+
+def _definition(trainer: "Trainer", task: "Task") -> ModelDef:
+    return ModelDef(task.build_model, jnp.bfloat16 if trainer.precision == "bfloat16" else None)
+
+
+def _count_steps(trainer: "Trainer", feed: TrainFeed) -> int:
+    limits = [] if trainer.max_steps is None else [trainer.max_steps]
+    if trainer.max_epochs is not None:
+        if feed.steps_per_epoch is None:
+            raise ConfigError(
+                "Trainer.max_epochs was given, but the training data is a stream with no length: "
+                "give max_steps, or limit_train_batches."
+            )
+        limits.append(trainer.max_epochs * feed.steps_per_epoch)
+    return min(limits)
+
+
+def _choose_capacity(trainer: "Trainer", feed: TrainFeed, num_steps: int) -> int:
+    if trainer.steps_per_dispatch is not None:
+        return trainer.steps_per_dispatch
+    return max(1, min(STACK, num_steps, STACK_BYTES // max(1, batch_bytes(feed.spec))))
+
+
+def _creator(
+    trainer: "Trainer",
+    task: "Task",
+    data: "DataModule",
+    callbacks: dict[str, Callback],
+    definition: ModelDef,
+    num_steps: int,
+) -> Any:
+    optimizer = chain_optimizer(task, callbacks, num_steps)
+
+    def create(key: jax.Array) -> TrainState:
+        model_key, carry_key = jax.random.split(key)
+        params, variables = definition.init(model_key)
+        slots = {name: callback.init_slot(params) for name, callback in callbacks.items()}
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            variables=variables,
+            opt_state=optimizer.init(params),
+            carry=task.init_carry(carry_key, data),
+            slots={name: slot for name, slot in slots.items() if slot is not None},
+            definition=definition,
+            optimizer=optimizer,
+        )
+
+    return create
+
+
+def _create_state(trainer: "Trainer", task: "Task", data: "DataModule", create: Any, devices: Devices) -> TrainState:
+    key = jax.device_put(stream_key(trainer.seed, INIT), devices.replicated)
+    state = jax.jit(create, out_shardings=devices.replicated)(key)
+    model = state.model()
+    task.set_statistics(model, data)
+    variables = jax.device_put(state.definition.split(model)[1], devices.replicated)
+    return state.replace(variables=variables)
+
+
+def _load_state(folder: Path, abstract: TrainState, devices: Devices) -> TrainState:
+    tree = {field: getattr(abstract, field) for field in STATE_FIELDS}
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices.replicated)
+        for name, leaf in name_leaves(tree).items()
+    }
+    arrays = load_arrays(folder, wanted)
+    leaves = [arrays[name] for name in name_leaves(tree)]
+    return abstract.replace(**jax.tree.unflatten(jax.tree.structure(tree), leaves))
+
+
+def _find_resume(trainer: "Trainer", task_type: str, resume: str | Path | None) -> Path | None:
+    if resume is None:
+        return None
+    if trainer.run_dir is None:
+        raise ConfigError(f"resume={str(resume)!r} needs the Trainer's run_dir.")
+    folder = CheckpointFolder(trainer.run_dir)
+    if resume == "auto":
+        if not folder.steps():
+            log.warning("no checkpoint in %s: starting at step 0", folder.path)
+            return None
+        resume = "last"
+    checkpoint = folder.find(resume)
+    check_task(checkpoint, task_type)
+    return checkpoint
+
+
+def _check_monitor(callback: str, monitor: str | None, names: list[str]) -> None:
+    if monitor is not None and monitor not in names:
+        raise ConfigError(f"{callback} monitors {monitor!r}, which is no metric of this run.{nearest(monitor, names)}")
+
+
+def _prepare_folder(
+    trainer: "Trainer", run_config: dict[str, Any], checkpoint: Path | None, overwrite: bool
+) -> Path | None:
+    if trainer.run_dir is None:
+        return None
+    run_dir = Path(trainer.run_dir)
+    if (run_dir / CONFIG).exists() and checkpoint is None:
+        if not overwrite:
+            raise RunDirError(
+                f'{run_dir} holds another run. Continue it with resume="last" (--resume), delete it with '
+                "overwrite=True (--overwrite), or choose another run_dir."
+            )
+        for name in RUN_FILES:
+            path = run_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if checkpoint is not None:
+        _warn_of_changes(checkpoint, run_config)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def _warn_of_changes(checkpoint: Path, run_config: dict[str, Any]) -> None:
+    saved = read_meta(checkpoint)["config"]
+    for part in ("task", "data"):
+        old, new = saved[part], run_config[part]
+        for field in sorted(old.keys() | new.keys()):
+            if old.get(field) != new.get(field):
+                log.warning("resumed with a changed %s.%s: was %s, is %s", part, field, old.get(field), new.get(field))
