@@ -55,7 +55,9 @@ def train_program(
     def run_steps(state: TrainState, stack: Any, count: jax.Array, key: jax.Array) -> tuple[TrainState, Any]:
         def body(index: jax.Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
             state, rows = carry
-            state, values = one_step(state, jax.tree.map(lambda leaf: leaf[index], stack), key)
+            # The barrier keeps the slicing out of the step's fusions, which must not depend on the stack's size.
+            batch = jax.lax.optimization_barrier(jax.tree.map(lambda leaf: leaf[index], stack))
+            state, values = one_step(state, batch, key)
             return state, {name: rows[name].at[index].set(value) for name, value in values.items()}
 
         return jax.lax.fori_loop(0, count, body, (state, {name: jnp.zeros(capacity) for name in metrics}))
