@@ -14,7 +14,15 @@ from galvanax.datamodules.arrays import ArrayDataModule
 from galvanax.datamodules.datamodule import DataModule, Statistics
 from galvanax.datamodules.dynamics import DynamicsDataModule, DynamicsDataset, create_dataset, split_dataset
 from galvanax.datamodules.rollouts import RolloutDataModule
-from galvanax.errors import CheckpointError, ConfigError, DataError, GalvanaxError, NonFiniteError, RunDirError
+from galvanax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GalvanaxError,
+    NonFiniteError,
+    Preempted,
+    RunDirError,
+)
 from galvanax.experiments.experiment import Experiment
 from galvanax.physics.collect import collect_random_rollouts
 from galvanax.tasks.acceleration import AccelerationTask
@@ -46,6 +54,7 @@ __all__ = [
     "Minutes",
     "ModelSummary",
     "NonFiniteError",
+    "Preempted",
     "ProgressBar",
     "RolloutDataModule",
     "Run",

@@ -35,3 +35,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f" Nearest: {', '.join(close)}."
     return f" Known: {', '.join(names) or 'none'}."
+
+
+class Preempted(SystemExit):
+    """The run was told to go (SIGTERM, SIGUSR1), has saved, and can be resumed. Ends the process with status 75.
+
+    75 is EX_TEMPFAIL of sysexits.h: try again later.
+
+    Attributes:
+      step: the step that was saved.
+    """
+
+    def __init__(self, name: str, step: int):
+        super().__init__(75)
+        self.signal, self.step = name, step

@@ -51,8 +51,18 @@ class Callback:
         """The first step after `step` at which `on_step` must see the state, or None."""
         return None
 
+    def due(self, run: "Run") -> bool:
+        """Whether `on_step` must see the state now; asked between dispatches, for what depends on time or signals."""
+        return False
+
     def on_step(self, run: "Run") -> None:
-        """At the steps that `next_step` named, after validation where the step has one. `run.state` is current."""
+        """At the steps that `next_step` named, or when `due`; after validation where the step has one.
+
+        `run.state` is current, and every metric up to `run.step` has been handed out.
+        """
+
+    def on_save(self, run: "Run") -> None:
+        """Before a checkpoint is taken: write out what is buffered, so that files and checkpoint agree."""
 
     def on_train_metrics(self, run: "Run", steps: range, metrics: dict[str, np.ndarray]) -> None:
         """Training metrics `(len(steps),)` of a finished dispatch. They arrive one dispatch late."""

@@ -1,29 +1,42 @@
-"""Saving the run."""
+"""Saving the run, by step, by time, and when it is told to go."""
 
 import dataclasses
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, ClassVar, Literal
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.early_stopping import check_mode
-from galvanax.errors import ConfigError
-from galvanax.trainer.checkpoints import CheckpointFolder
-from galvanax.trainer.schedule import Epochs, Steps, next_multiple
+from galvanax.errors import ConfigError, NonFiniteError, Preempted
+from galvanax.trainer.checkpoint_writer import CheckpointWriter, Snapshot
+from galvanax.trainer.checkpoints import CheckpointFolder, Entry
+from galvanax.trainer.schedule import Epochs, Minutes, Steps, next_multiple
 
 if TYPE_CHECKING:
     from galvanax.trainer.run import FitResult, Run
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclasses.dataclass
 class Checkpoint(Callback):
     """Saves everything that the run needs to go on, bit for bit, while training continues.
 
+    SIGTERM and SIGUSR1 save at the next dispatch boundary and end the process with status 75 (`gx.Preempted`);
+    Ctrl-C saves, says where, and ends with KeyboardInterrupt; a second Ctrl-C ends at once.
+
     Attributes:
       monitor: the validation metric that ranks checkpoints; None ranks none, and "best" is the last.
       mode: whether less ("min") or more ("max") of it is better; required with a monitor.
-      keep_best: best checkpoints to keep.
-      keep_last: newest checkpoints to keep.
+      keep_best: best checkpoints to keep; a validation among the best is always saved.
+      keep_last: newest checkpoints to keep; None keeps all.
       every: when to save; None saves after every validation. The end of the run is always saved.
+      keep_every: steps or epochs whose checkpoints are saved and kept for good.
+      save_on_exception: whether to save when the run ends by an exception.
+      on_save_error: whether a checkpoint that cannot be written stops the run, or is a warning.
     """
 
     writes_files: ClassVar[bool] = True
@@ -32,70 +45,129 @@ class Checkpoint(Callback):
     monitor: str | None = None
     mode: Literal["min", "max"] | None = None
     keep_best: int = 1
-    keep_last: int = 1
-    every: Steps | Epochs | None = None
+    keep_last: int | None = 1
+    every: Steps | Epochs | Minutes | None = None
+    keep_every: Steps | Epochs | None = None
+    save_on_exception: bool = True
+    on_save_error: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self) -> None:
         if self.monitor is not None:
             check_mode(self.mode, "Checkpoint")
-        if self.keep_best < 0 or self.keep_last < 1:
+        if self.keep_best < 0 or (self.keep_last is not None and self.keep_last < 1):
             raise ConfigError(
                 f"Checkpoint(keep_best={self.keep_best}, keep_last={self.keep_last}): expected at least 0 and 1."
             )
+        if self.on_save_error not in ("stop", "continue"):
+            raise ConfigError(f'Checkpoint.on_save_error={self.on_save_error!r}: expected "stop" or "continue".')
 
     def on_fit_start(self, run: "Run") -> None:
         """See `Callback`."""
         assert run.run_dir is not None
-        self._run = run
+        if sum(isinstance(callback, Checkpoint) for callback in run.callbacks.values()) > 1:
+            raise ConfigError("Two Checkpoint callbacks would delete each other's checkpoints: use one (keep_every=).")
         self._folder = CheckpointFolder(run.run_dir)
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._folder.prepare(run.step)
+        self._writer = CheckpointWriter(
+            self._folder, self.keep_last, self.keep_best, stop_on_error=self.on_save_error == "stop"
+        )
+        self._run = run
         self._saved = run.step if run.resumed else -1
-        for step in self._folder.steps():
-            if step > run.step:  # of a future that this run, resumed further back, will not have
-                self._folder.remove(step)
+        self._last_time = time.monotonic()
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def next_step(self, step: int) -> int | None:
         """See `Callback`."""
-        if self.every is not None:
-            return next_multiple(step, self.every.in_steps(self._run.steps_per_epoch))
-        return self._run.next_validation(step)
+        steps = [
+            next_multiple(step, interval.in_steps(self._run.steps_per_epoch))
+            for interval in (self.every, self.keep_every)
+            if isinstance(interval, Steps | Epochs)
+        ]
+        validation = self._run.next_validation(step)
+        if validation is not None and (self.every is None or self.monitor is not None):
+            steps.append(validation)
+        return min(steps, default=None)
+
+    def due(self, run: "Run") -> bool:
+        """See `Callback`."""
+        overdue = isinstance(self.every, Minutes) and time.monotonic() - self._last_time > 60 * self.every.minutes
+        return overdue or self._signal is not None or self._writer.failed()
 
     def on_step(self, run: "Run") -> None:
         """See `Callback`."""
-        self._save(run)
+        self._writer.raise_error()
+        overdue = self.due(run)
+        if overdue or self._is_rolling(run.step) or self._is_permanent(run.step) or self._is_best(run):
+            self._save(run)
+        if self._signal is not None:
+            self._leave(run)
 
     def on_fit_end(self, run: "Run", result: "FitResult") -> None:
         """See `Callback`."""
-        if self._saved != run.step:
-            self._save(run)
-        self._wait()
-        self._writer.shutdown()
+        self._restore_handlers()
+        self._save(run)
+        self._writer.close()
 
     def on_exception(self, run: "Run", error: BaseException) -> None:
         """See `Callback`."""
-        self._writer.shutdown()
+        self._restore_handlers()
+        leaving = isinstance(error, Preempted | KeyboardInterrupt | NonFiniteError)
+        if self.save_on_exception and run.settled and not leaving:
+            run.drain()
+            self._save(run)
+        self._writer.close()
+
+    def _is_rolling(self, step: int) -> bool:
+        if self.every is None:
+            return self._run.validated_at == step
+        return isinstance(self.every, Steps | Epochs) and step % self.every.in_steps(self._run.steps_per_epoch) == 0
+
+    def _is_permanent(self, step: int) -> bool:
+        return self.keep_every is not None and step % self.keep_every.in_steps(self._run.steps_per_epoch) == 0
+
+    def _is_best(self, run: "Run") -> bool:
+        score = self._score(run)
+        return score is not None and self._writer.is_among_best(score)
+
+    def _score(self, run: "Run") -> float | None:
+        if self.monitor is None or run.validated_at != run.step or self.monitor not in run.metrics:
+            return None
+        return run.metrics[self.monitor] * (1 if self.mode == "min" else -1)
 
     def _save(self, run: "Run") -> None:
-        self._wait()  # for the one before: none is skipped, and they end in order
+        self._last_time = time.monotonic()
+        if self._saved == run.step:
+            return
+        self._saved = run.step
+        score, permanent = self._score(run), self._is_permanent(run.step)
         arrays, meta = run.snapshot()
+        meta["permanent"] = permanent
         meta["monitor"] = None
         if self.monitor is not None:
-            fresh = run.validated_at == run.step
-            value = run.metrics.get(self.monitor) if fresh else None
+            value = None if score is None else run.metrics[self.monitor]
             meta["monitor"] = {"metric": self.monitor, "mode": self.mode, "value": value}
-        self._saved = run.step
-        self._pending = self._writer.submit(self._write, run.step, arrays, meta)
+        self._writer.submit(Snapshot(Entry(run.step, score, permanent), arrays, meta))
 
-    def _write(self, step: int, arrays: dict, meta: dict) -> None:
-        self._folder.save(step, arrays, meta)
-        steps = self._folder.steps()
-        keep = set(steps[-self.keep_last :]) | set(self._folder.ranked()[: self.keep_best])
-        for old in steps:
-            if old not in keep:
-                self._folder.remove(old)
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        if number == signal.SIGINT:
+            print("\nCtrl-C: saving at the next step; press it again to stop at once.", flush=True)
 
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+    def _leave(self, run: "Run") -> None:
+        self._writer.close()
+        name = signal.Signals(self._signal or 0).name
+        where: Path = self._folder.path / str(run.step)
+        print(f'{name} at step {run.step}: saved to {where}; go on with resume="last" (--resume).', flush=True)
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Preempted(name, run.step)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

@@ -1,10 +1,13 @@
 """Metrics for TensorBoard."""
 
 import dataclasses
+import struct
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from galvanax.callbacks.callback import Callback
 
@@ -21,8 +24,11 @@ class TensorBoardLogger(Callback):
     def on_fit_start(self, run: "Run") -> None:
         """See `Callback`."""
         assert run.run_dir is not None
-        # TensorBoard itself hides events at and after the purge step that an earlier, killed process wrote.
-        self._writer = SummaryWriter(str(run.run_dir / "tensorboard"), purge_step=run.step + 1 if run.resumed else None)
+        folder = run.run_dir / "tensorboard"
+        if run.resumed:
+            for path in folder.glob("events.*"):
+                _cut(path, run.step)
+        self._writer = SummaryWriter(str(folder))
         self._last = (run.step, time.monotonic())
 
     def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
@@ -35,6 +41,10 @@ class TensorBoardLogger(Callback):
         """See `Callback`."""
         self._write(run.step, metrics)
 
+    def on_save(self, run: "Run") -> None:
+        """See `Callback`."""
+        self._writer.flush()
+
     def on_fit_end(self, run: "Run", result: "FitResult") -> None:
         """See `Callback`."""
         self._writer.close()
@@ -46,3 +56,22 @@ class TensorBoardLogger(Callback):
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+
+def _cut(path: Path, step: int) -> None:
+    """Takes the events after `step`, which a resumed run writes again, and a half-written last one, out of a file.
+
+    A file is a row of records: length (8 bytes), its checksum (4), an Event, its checksum (4).
+    """
+    data, kept, at = path.read_bytes(), bytearray(), 0
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        record = data[at : at + 12 + length + 4]
+        if len(record) < 12 + length + 4:
+            break
+        if Event.FromString(record[12:-4]).step <= step:
+            kept += record
+        at += len(record)
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_bytes(kept)
+    partial.replace(path)

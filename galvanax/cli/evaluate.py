@@ -16,8 +16,7 @@ from galvanax.experiments.experiment import find_experiment
 from galvanax.experiments.registry import EXPERIMENTS
 from galvanax.trainer.checkpoints import CheckpointFolder, read_meta
 from galvanax.trainer.config import replace_from_json
-from galvanax.trainer.run import FitResult
-from galvanax.trainer.start import CONFIG
+from galvanax.trainer.run import CONFIG, FitResult
 from galvanax.trainer.trainer import Trainer
 
 

@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         enable_compile_cache()
         _command(arguments[0])(arguments[1:])
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except GalvanaxError as error:
         print(f"galvanax: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -4,16 +4,18 @@ A checkpoint is written under a temporary name and renamed when it is whole, so 
 the manifest tells on load whether it is still what was written.
 """
 
+import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
-from orbax.checkpoint import v1 as ocp
 
 from galvanax.errors import CheckpointError, nearest
 from galvanax.trainer.config import from_json
@@ -22,10 +24,36 @@ from galvanax.trainer.state import ModelDef
 if TYPE_CHECKING:
     from galvanax.tasks.task import Task
 
+log = logging.getLogger("galvanax")
+
 T = TypeVar("T", bound="Task")
 Named = dict[str, Any]  # arrays by path: {"params/layers/0/kernel": ...}
 
 META, MANIFEST, ARRAYS = "meta.json", "manifest.json", "arrays"
+SMALL = 2**20  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What decides whether a checkpoint is kept.
+
+    Attributes:
+      step: its step.
+      score: its monitored metric, turned so that less is better; None where it has none.
+      permanent: kept for good.
+    """
+
+    step: int
+    score: float | None = None
+    permanent: bool = False
+
+
+def retained(entries: list[Entry], keep_last: int | None, keep_best: int) -> set[int]:
+    """The steps to keep: the newest, the best (of equals, the earlier), and the permanent ones."""
+    steps = sorted(entry.step for entry in entries)
+    newest = steps if keep_last is None else steps[-keep_last:]
+    scored = sorted((entry.score, entry.step) for entry in entries if entry.score is not None)
+    return {*newest, *(step for _, step in scored[:keep_best]), *(entry.step for entry in entries if entry.permanent)}
 
 
 class CheckpointFolder:
@@ -44,6 +72,10 @@ class CheckpointFolder:
             return []
         return sorted(int(entry.name) for entry in self.path.iterdir() if entry.name.isdigit() and entry.is_dir())
 
+    def entries(self) -> list[Entry]:
+        """The complete checkpoints, in order."""
+        return [_entry(self.path / str(step)) for step in self.steps()]
+
     def find(self, name: str | Path) -> Path:
         """The folder of `"best"`, `"last"`, a step, or a path.
 
@@ -54,7 +86,7 @@ class CheckpointFolder:
         if name in ("best", "last") or str(name).isdigit():
             if not steps:
                 raise CheckpointError(f"No checkpoint in {self.path}.")
-            step = self.best() if name == "best" else steps[-1] if name == "last" else int(str(name))
+            step = self._best() if name == "best" else steps[-1] if name == "last" else int(str(name))
             if step not in steps:
                 raise CheckpointError(f"No checkpoint of step {step} in {self.path}; there are {steps}.")
             return self.path / str(step)
@@ -65,32 +97,36 @@ class CheckpointFolder:
             )
         return Path(name)
 
-    def best(self) -> int:
-        """The step whose monitored metric is the best; the last step where none was monitored."""
-        ranked = self.ranked()
-        return ranked[0] if ranked else self.steps()[-1]
+    def newest_intact(self) -> Path | None:
+        """The newest checkpoint whose checksums hold; the damaged ones before it are named in warnings."""
+        for step in reversed(self.steps()):
+            try:
+                verify(self.path / str(step))
+                return self.path / str(step)
+            except CheckpointError as error:
+                log.warning("%s", error)
+        return None
 
-    def ranked(self) -> list[int]:
-        """The steps that have a monitored metric, best first; of equals, the earlier first."""
-        scored = []
-        for step in self.steps():
-            monitor = read_meta(self.path / str(step)).get("monitor")
-            if monitor and monitor["value"] is not None:
-                scored.append((monitor["value"] if monitor["mode"] == "min" else -monitor["value"], step))
-        return [step for _, step in sorted(scored)]
+    def save(self, step: int, arrays: Named, meta: dict[str, Any]) -> None:
+        """Writes a checkpoint whole, or leaves none. An older one of the same step is replaced.
 
-    def save(self, step: int, arrays: Named, meta: dict[str, Any]) -> Path:
-        """Writes a checkpoint whole, or leaves none. An older one of the same step is replaced."""
+        Raises:
+          CheckpointError: it could not be written; names the folder and the reason.
+        """
         final, partial = self.path / str(step), self.path / f".partial-{step}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        ocp.save(partial.absolute() / ARRAYS, arrays)
-        described = {name: _describe(leaf) for name, leaf in arrays.items()}
-        (partial / META).write_text(json.dumps({"step": step, **meta, "arrays": described}, indent=1))
-        (partial / MANIFEST).write_text(json.dumps(_checksums(partial), indent=1))
-        self.remove(step)
-        os.replace(partial, final)
-        return final
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _write_arrays(partial / ARRAYS, arrays)
+            described = {name: _describe(leaf) for name, leaf in arrays.items()}
+            (partial / META).write_text(json.dumps({"step": step, **meta, "arrays": described}, indent=1))
+            (partial / MANIFEST).write_text(json.dumps(_checksums(partial), indent=1))
+            self.remove(step)
+            os.replace(partial, final)
+        except Exception as error:  # Orbax and tensorstore wrap the system's errors in several of their own
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = "the folder was removed" if not self.path.is_dir() else str(error)
+            raise CheckpointError(f"Step {step} could not be saved to {self.path}: {reason}") from error
 
     def remove(self, step: int) -> None:
         """Deletes a checkpoint; renamed first, so that a half-deleted one is never taken for a whole one."""
@@ -100,39 +136,82 @@ class CheckpointFolder:
             os.replace(folder, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
+    def prepare(self, step: int) -> None:
+        """Makes the folder ready for a run that starts at `step`.
+
+        Clears what a kill left half-done, and the intact checkpoints of later steps, which belong to a future that
+        this run will not have. Damaged ones are set aside as `damaged-STEP`.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in (*self.path.glob(".partial-*"), *self.path.glob(".deleted-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for later in (other for other in self.steps() if other > step):
+            try:
+                verify(self.path / str(later))
+                self.remove(later)
+            except CheckpointError:
+                aside = self.path / f"damaged-{later}"
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(self.path / str(later), aside)
+
+    def _best(self) -> int:
+        scored = [(entry.score, entry.step) for entry in self.entries() if entry.score is not None]
+        return min(scored)[1] if scored else self.steps()[-1]
+
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """A checkpoint's `meta.json`.
 
     Raises:
-      CheckpointError: it is missing or not JSON.
+      CheckpointError: it is missing or not a JSON object.
     """
     try:
-        return json.loads((folder / META).read_text())
+        meta = json.loads((folder / META).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / META} cannot be read: {error}") from error
+        raise CheckpointError(f"{folder} is damaged: {META} cannot be read: {error}") from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{folder} is damaged: {META} holds no object.")
+    return meta
 
 
 def verify(folder: Path) -> None:
     """Compares every file of a checkpoint with the manifest.
 
     Raises:
-      CheckpointError: files are missing, altered or added; names them.
+      CheckpointError: files are missing, altered or added; names them, and the newest intact checkpoint beside it.
     """
     try:
         expected = json.loads((folder / MANIFEST).read_text())
         found = _checksums(folder)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is damaged: {MANIFEST} cannot be checked: {error}") from error
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} cannot be checked: {error}.") from error
     if found == expected:
         return
+    if not isinstance(expected, dict):
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} holds no object.")
     names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     kinds = {name: "missing" if name not in found else "added" if name not in expected else "altered" for name in names}
     raise CheckpointError(f"{folder} is damaged: " + ", ".join(f"{name} {kind}" for name, kind in kinds.items()) + ".")
 
 
+def verified_meta(folder: Path) -> dict[str, Any]:
+    """`meta.json` of a checkpoint whose files are all as written.
+
+    Raises:
+      CheckpointError: it is damaged; the newest intact checkpoint of the same run is offered.
+    """
+    try:
+        verify(folder)
+    except CheckpointError as error:
+        others = CheckpointFolder(folder.parent.parent)
+        intact = others.newest_intact() if others.path == folder.parent else None
+        offer = f' The newest intact one is {intact}: name it, or resume="auto".' if intact else ""
+        raise CheckpointError(f"{error}{offer}") from error
+    return read_meta(folder)
+
+
 def load_arrays(folder: Path, wanted: Named) -> Named:
-    """Reads the wanted arrays of a verified checkpoint onto their shardings.
+    """Reads the wanted arrays of a checkpoint onto their shardings.
 
     Args:
       folder: the checkpoint.
@@ -141,8 +220,12 @@ def load_arrays(folder: Path, wanted: Named) -> Named:
     Raises:
       CheckpointError: the checkpoint is damaged, or its arrays are others; names those that differ.
     """
-    verify(folder)
-    saved = read_meta(folder)["arrays"]
+    return read_arrays(folder, verified_meta(folder), wanted)
+
+
+def read_arrays(folder: Path, meta: dict[str, Any], wanted: Named) -> Named:
+    """As `load_arrays`, of a checkpoint that gave `meta` as its `verified_meta`."""
+    saved = meta["arrays"]
     wrong = [
         f"{name}: expected {_describe(leaf)}, " + (f"saved {saved[name]}" if name in saved else "not in the checkpoint")
         for name, leaf in wanted.items()
@@ -151,32 +234,34 @@ def load_arrays(folder: Path, wanted: Named) -> Named:
     if wrong:
         more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
         raise CheckpointError(f"{folder} does not fit this task: " + "; ".join(wrong[:5]) + more + ".")
+    from orbax.checkpoint import v1 as ocp
+
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
         return ocp.load(folder.absolute() / ARRAYS, wanted)
 
 
-def check_task(folder: Path, task_type: str) -> dict[str, Any]:
-    """The checkpoint's task configuration.
+def check_task(folder: Path, meta: dict[str, Any], task_type: str) -> dict[str, Any]:
+    """The task's configuration in a checkpoint's `meta`.
 
     Raises:
       CheckpointError: it is of another task.
     """
-    config = read_meta(folder)["config"]["task"]
+    config = meta["config"]["task"]
     if config["type"] != task_type:
         raise CheckpointError(f"{folder} is a checkpoint of {config['type']}, not of {task_type}.")
     return config
 
 
-def weight_names(folder: Path) -> tuple[str, str]:
+def weight_names(meta: dict[str, Any]) -> tuple[str, str]:
     """The path prefixes under which a checkpoint keeps the evaluation parameters and the model's variables."""
-    return ("weights/" if read_meta(folder)["averaged"] else "params/"), "variables/"
+    return ("weights/" if meta["averaged"] else "params/"), "variables/"
 
 
-def load_model(definition: ModelDef, folder: Path) -> nnx.Module:
-    """The model of a checkpoint, with evaluation weights, in evaluation mode."""
-    prefixes = weight_names(folder)
+def load_model(definition: ModelDef, folder: Path, meta: dict[str, Any]) -> nnx.Module:
+    """The model of a checkpoint with this `verified_meta`, with evaluation weights, in evaluation mode."""
+    prefixes = weight_names(meta)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(definition.init, jax.eval_shape(lambda: jax.random.key(0)))
     wanted = {
@@ -184,7 +269,7 @@ def load_model(definition: ModelDef, folder: Path) -> nnx.Module:
         for prefix, leaves in zip(prefixes, shapes, strict=True)
         for name, leaf in leaves.items()
     }
-    arrays = load_arrays(folder, wanted)
+    arrays = read_arrays(folder, meta, wanted)
     params, variables = (
         {name: arrays[prefix + name] for name in leaves} for prefix, leaves in zip(prefixes, shapes, strict=True)
     )
@@ -198,8 +283,9 @@ def load_weights(cls: type[T], run_dir: str | Path, checkpoint: str | Path) -> t
         others = [str(entry) for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
         raise CheckpointError(f"There is no run folder {run_dir}.{nearest(str(run_dir), others)}")
     folder = CheckpointFolder(run_dir).find(checkpoint)
-    task = from_json(cls, check_task(folder, cls.__name__), str(folder / META))
-    return task, load_model(ModelDef(task.build_model), folder)
+    meta = verified_meta(folder)
+    task = from_json(cls, check_task(folder, meta, cls.__name__), str(folder / META))
+    return task, load_model(ModelDef(task.build_model), folder, meta)
 
 
 def name_leaves(tree: Any) -> Named:
@@ -208,6 +294,30 @@ def name_leaves(tree: Any) -> Named:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _write_arrays(path: Path, arrays: Named) -> None:
+    # Imported here: Orbax takes half a second, which the first training step need not wait for.
+    from orbax.checkpoint import v1 as ocp
+
+    def small(leaf: Any) -> bool:
+        plain = not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return plain and leaf.nbytes <= SMALL and leaf.is_fully_addressable
+
+    # Orbax's cost for a small array is all overhead, and half of that for a host array.
+    ocp.save(path.absolute(), {name: np.asarray(leaf) if small(leaf) else leaf for name, leaf in arrays.items()})
+
+
+def _entry(folder: Path) -> Entry:
+    try:
+        meta = read_meta(folder)
+        monitor = meta["monitor"] or {"value": None, "mode": None}
+        score = monitor["value"]
+        if score is not None and monitor["mode"] == "max":
+            score = -score
+        return Entry(int(folder.name), score, meta["permanent"])
+    except (CheckpointError, KeyError, TypeError):
+        return Entry(int(folder.name))  # damaged: no score, so never the best; loading it says why
 
 
 def _describe(leaf: Any) -> str:

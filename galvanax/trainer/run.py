@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import math
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from galvanax.trainer.evaluation import Evaluator
     from galvanax.trainer.trainer import Trainer
 
+CONFIG = "config.json"
 STATE_FIELDS = ("step", "params", "variables", "opt_state", "carry", "slots")
 
 
@@ -69,7 +71,9 @@ class Run:
       metric_names: every metric that training and validation will give.
       metrics: the last value of each.
       config: JSON of task, data, trainer and callbacks.
+      visited: the last step at which validation and callbacks were due.
       validated_at: the step of the last validation, or -1.
+      settled: whether state, position and what callbacks have been told agree, so that a save would be of this step.
       resumed: whether the state came from a checkpoint.
       stop_reason: set by `stop`.
     """
@@ -93,11 +97,14 @@ class Run:
     step: int = 0
     resumed: bool = False
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    visited: int = 0
     validated_at: int = -1
+    settled: bool = True
     stop_reason: str | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
     _in_flight: collections.deque[tuple[range, Any]] = dataclasses.field(default_factory=collections.deque)
     _window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    _host: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._copy = _copy_program(self.callbacks)
@@ -116,13 +123,26 @@ class Run:
         """Ends the run at this step; a callback's way to say that it has seen enough."""
         self.stop_reason = self.stop_reason or reason
 
+    def next_boundary(self) -> int:
+        """The next step at which validation or a callback is due, or the last step."""
+        wishes = [callback.next_step(self.step) for callback in self.callbacks.values()]
+        steps = [step for step in (*wishes, self.next_validation(self.step), self.num_steps) if step is not None]
+        return max(self.step + 1, min(steps))
+
     def dispatch(self, boundary: int) -> None:
         """Sends the next steps to the devices, as many as fit in a stack and before `boundary`."""
         count = min(boundary - self.step, self.pace.steps)
+        position = self.feed.position
         with jax.transfer_guard("disallow"):
-            stack = self.feed.take(count, self.capacity, self.devices.stacked)
+            try:
+                stack = self.feed.take(count, self.capacity, self.devices.stacked)
+            except BaseException:
+                self.feed.position = position  # that of `state`, which is still whole
+                raise
             size = jax.device_put(np.int32(count), self.devices.replicated)
+            self.settled = False
             self.state, metrics = self.program(self.state, stack, size, self.key)
+            self.settled = True
         self._in_flight.append((range(self.step + 1, self.step + count + 1), metrics))
         self.step += count
         # Two in flight keep the device busy while the host reads the older one's metrics.
@@ -134,9 +154,32 @@ class Run:
         while self._in_flight:
             self._collect()
 
-    def abandon(self) -> None:
-        """Forgets the dispatches in flight (after an exception)."""
-        self._in_flight.clear()
+    def interrupted(self) -> bool:
+        """Whether a callback must see the state now."""
+        return any(callback.due(self) for callback in self.callbacks.values())
+
+    def visit(self) -> None:
+        """Does what is due at this step: validation, then the callbacks. Once, also if the run is interrupted here."""
+        self.settled = False
+        first, self.visited = self.visited != self.step, self.step
+        if first and self.step == self.next_validation(self.step - 1):
+            self._validate()
+        for callback in self.callbacks.values():
+            if callback.due(self) or (first and callback.next_step(self.step - 1) == self.step):
+                callback.on_step(self)
+        self.settled = True
+        self.pace.pause()
+
+    def end(self) -> FitResult:
+        """Tells the callbacks that the run is over, and returns its outcome."""
+        self.emit("on_fit_end", self._result())
+        return self._result()
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the callbacks that the run ends by an error."""
+        if self.settled:
+            self.drain()
+        self.emit("on_exception", error)
 
     def emit(self, hook: str, *args: Any) -> None:
         """Calls a host method of every callback."""
@@ -145,6 +188,7 @@ class Run:
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a checkpoint holds: copies of all arrays by path, and JSON data. Does not wait for the devices."""
+        self.emit("on_save")
         arrays = self._copy(self.state)
         meta = {
             "averaged": any(name.startswith("weights/") for name in arrays),
@@ -153,6 +197,7 @@ class Run:
             "position": self.feed.position,
             "window": {name: list(rows) for name, rows in self._window.items()},
             "metrics": dict(self.metrics),
+            "validated_at": self.validated_at,
             "seconds": time.monotonic() - self.started,
             "host": {name: callback.host_state() for name, callback in self.callbacks.items()},
             "versions": config.versions(),
@@ -162,16 +207,21 @@ class Run:
     def restore(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Continues from a checkpoint's state and meta data."""
         self.state, self.step, self.resumed = state, meta["step"], True
+        self.visited, self.validated_at = self.step, meta["validated_at"]
+        self._host = meta["host"]
         self.feed.position = meta["position"]
         self._window = meta["window"]
         self.metrics = meta["metrics"]
         self.started = time.monotonic() - meta["seconds"]
 
-    def restore_callbacks(self, host: dict[str, Any]) -> None:
-        """Continues the callbacks' host state, after their `on_fit_start`."""
+    def begin(self) -> None:
+        """Starts the callbacks, with the host state that a checkpoint kept of them, and writes config.json."""
+        self.emit("on_fit_start")
         for name, callback in self.callbacks.items():
-            if name in host:
-                callback.restore_host_state(host[name])
+            if name in self._host:
+                callback.restore_host_state(self._host[name])
+        if self.run_dir is not None:
+            (self.run_dir / CONFIG).write_text(json.dumps(self.config, indent=1))
 
     def next_validation(self, step: int) -> int | None:
         """The first step after `step` with a validation, or None where there is no validation data."""
@@ -179,33 +229,29 @@ class Run:
             return None
         return min(self.num_steps, next_multiple(step, self.trainer.val_every.in_steps(self.steps_per_epoch)))
 
-    def validate(self) -> None:
-        """Evaluates the current weights on the validation data and hands out the metrics."""
-        if self.evaluator is None:
-            return
+    def _validate(self) -> None:
+        assert self.evaluator is not None
         params = evaluation_params(self.state, self.callbacks)
         metrics = self.evaluator.evaluate(params, self.state.variables, self.step)
         self.metrics |= metrics
         self.validated_at = self.step
         self.emit("on_validation_end", metrics)
 
-    def best_checkpoint(self) -> Path | None:
-        """The best checkpoint so far."""
+    def _result(self) -> FitResult:
         folder = CheckpointFolder(self.run_dir) if self.run_dir else None
-        return folder.find("best") if folder and folder.steps() else None
-
-    def result(self) -> FitResult:
-        """The run's outcome, from its current state."""
+        best = folder.find("best") if folder and folder.steps() else None
         model = self.state.model(evaluation_params(self.state, self.callbacks))
-        return FitResult(self.task, model, dict(self.metrics), self.state, self.best_checkpoint(), self.stop_reason)
+        return FitResult(self.task, model, dict(self.metrics), self.state, best, self.stop_reason)
 
     def _collect(self) -> None:
+        self.settled = False
         steps, futures = self._in_flight.popleft()
         values = {name: rows[: len(steps)] for name, rows in jax.device_get(futures).items()}
         self.pace.finished(len(steps))
         self._check_finite(steps, values.get("loss"))
         self.emit("on_train_metrics", steps, {f"train/{name}": rows for name, rows in values.items()})
         self._log(steps, values)
+        self.settled = True
 
     def _check_finite(self, steps: range, losses: np.ndarray | None) -> None:
         if losses is None or np.isfinite(losses).all():

@@ -1,7 +1,6 @@
 """How a run starts: everything is checked and traced before anything is compiled or written."""
 
 import dataclasses
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -15,14 +14,22 @@ from galvanax.callbacks.callback import Callback, name_callbacks
 from galvanax.errors import ConfigError, RunDirError, nearest
 from galvanax.trainer import config
 from galvanax.trainer.batch import batch_bytes
-from galvanax.trainer.checkpoints import CheckpointFolder, check_task, load_arrays, load_model, name_leaves, read_meta
+from galvanax.trainer.checkpoints import (
+    CheckpointFolder,
+    check_task,
+    load_model,
+    name_leaves,
+    read_arrays,
+    read_meta,
+    verified_meta,
+)
 from galvanax.trainer.compile_cache import enable_compile_cache
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.evaluation import Evaluator
 from galvanax.trainer.feed import EvaluationFeed, TrainFeed, check_divisible
 from galvanax.trainer.pace import Pace
 from galvanax.trainer.programs import INIT, TRAIN, stream_key, train_program
-from galvanax.trainer.run import STATE_FIELDS, Run, chain_optimizer
+from galvanax.trainer.run import CONFIG, STATE_FIELDS, Run, chain_optimizer
 from galvanax.trainer.state import Arrays, ModelDef, TrainState
 
 if TYPE_CHECKING:
@@ -33,7 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("galvanax")
 
 STACK, STACK_BYTES = 64, 256 * 2**20
-CONFIG = "config.json"
 RUN_FILES = (CONFIG, "metrics.csv", "checkpoints", "tensorboard", "evaluation.json", "plots")
 
 
@@ -43,7 +49,7 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
     config.check_dataclass(task)
     enable_compile_cache()
     devices = Devices.choose(trainer.devices)
-    checkpoint = _find_resume(trainer, type(task).__name__, resume)
+    checkpoint, meta = _find_resume(trainer, type(task).__name__, resume)
     overwrite = trainer.overwrite or (resume == "auto" and checkpoint is None)
 
     settings = config.to_json(data)  # before setup, which may fill fields with arrays
@@ -64,7 +70,8 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
     for name, callback in callbacks.items():
         _check_monitor(name, getattr(callback, "monitor", None), metric_names)
     run_config = _describe(trainer, task, settings)
-    run_dir = _prepare_folder(trainer, run_config, checkpoint, overwrite)
+    _warn_of_changes(meta.get("config", run_config), run_config)
+    run_dir = _prepare_folder(trainer, overwrite, resumed=checkpoint is not None)
 
     run = Run(
         trainer=trainer,
@@ -87,16 +94,11 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
     if checkpoint is None:
         run.state = _create_state(trainer, task, data, create, devices)
     else:
-        run.restore(_load_state(checkpoint, abstract, devices), read_meta(checkpoint))
+        run.restore(_load_state(checkpoint, meta, abstract, devices), meta)
         if run.step >= num_steps:
             raise ConfigError(
                 f"{checkpoint} is of step {run.step}, and the run ends at step {num_steps}: give it more steps."
             )
-    run.emit("on_fit_start")
-    if checkpoint is not None:
-        run.restore_callbacks(read_meta(checkpoint)["host"])
-    if run_dir is not None:
-        (run_dir / CONFIG).write_text(json.dumps(run_config, indent=1))
     return run
 
 
@@ -137,8 +139,9 @@ def weights_for(
         if trainer.run_dir is None and str(checkpoint) in ("best", "last"):
             raise ConfigError(f'checkpoint="{checkpoint}" needs the Trainer\'s run_dir; or give a path, or model=.')
         folder = CheckpointFolder(trainer.run_dir or ".").find(checkpoint)
-        check_task(folder, type(task).__name__)
-        model = load_model(definition, folder)
+        meta = verified_meta(folder)
+        check_task(folder, meta, type(task).__name__)
+        model = load_model(definition, folder, meta)
     return definition, *definition.split(model)
 
 
@@ -223,31 +226,35 @@ def _create_state(trainer: "Trainer", task: "Task", data: "DataModule", create: 
     return state.replace(variables=variables)
 
 
-def _load_state(folder: Path, abstract: TrainState, devices: Devices) -> TrainState:
+def _load_state(folder: Path, meta: dict[str, Any], abstract: TrainState, devices: Devices) -> TrainState:
     tree = {field: getattr(abstract, field) for field in STATE_FIELDS}
     wanted = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices.replicated)
         for name, leaf in name_leaves(tree).items()
     }
-    arrays = load_arrays(folder, wanted)
+    arrays = read_arrays(folder, meta, wanted)
     leaves = [arrays[name] for name in name_leaves(tree)]
     return abstract.replace(**jax.tree.unflatten(jax.tree.structure(tree), leaves))
 
 
-def _find_resume(trainer: "Trainer", task_type: str, resume: str | Path | None) -> Path | None:
+def _find_resume(trainer: "Trainer", task_type: str, resume: str | Path | None) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to continue, if any, and its meta data."""
     if resume is None:
-        return None
+        return None, {}
     if trainer.run_dir is None:
         raise ConfigError(f"resume={str(resume)!r} needs the Trainer's run_dir.")
     folder = CheckpointFolder(trainer.run_dir)
     if resume == "auto":
-        if not folder.steps():
+        checkpoint = folder.newest_intact()
+        if checkpoint is None:
             log.warning("no checkpoint in %s: starting at step 0", folder.path)
-            return None
-        resume = "last"
-    checkpoint = folder.find(resume)
-    check_task(checkpoint, task_type)
-    return checkpoint
+            return None, {}
+        meta = read_meta(checkpoint)
+    else:
+        checkpoint = folder.find(resume)
+        meta = verified_meta(checkpoint)
+    check_task(checkpoint, meta, task_type)
+    return checkpoint, meta
 
 
 def _check_monitor(callback: str, monitor: str | None, names: list[str]) -> None:
@@ -255,13 +262,11 @@ def _check_monitor(callback: str, monitor: str | None, names: list[str]) -> None
         raise ConfigError(f"{callback} monitors {monitor!r}, which is no metric of this run.{nearest(monitor, names)}")
 
 
-def _prepare_folder(
-    trainer: "Trainer", run_config: dict[str, Any], checkpoint: Path | None, overwrite: bool
-) -> Path | None:
+def _prepare_folder(trainer: "Trainer", overwrite: bool, resumed: bool) -> Path | None:
     if trainer.run_dir is None:
         return None
     run_dir = Path(trainer.run_dir)
-    if (run_dir / CONFIG).exists() and checkpoint is None:
+    if (run_dir / CONFIG).exists() and not resumed:
         if not overwrite:
             raise RunDirError(
                 f'{run_dir} holds another run. Continue it with resume="last" (--resume), delete it with '
@@ -270,14 +275,11 @@ def _prepare_folder(
         for name in RUN_FILES:
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if checkpoint is not None:
-        _warn_of_changes(checkpoint, run_config)
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
 
 
-def _warn_of_changes(checkpoint: Path, run_config: dict[str, Any]) -> None:
-    saved = read_meta(checkpoint)["config"]
+def _warn_of_changes(saved: dict[str, Any], run_config: dict[str, Any]) -> None:
     for part in ("task", "data"):
         old, new = saved[part], run_config[part]
         for field in sorted(old.keys() | new.keys()):

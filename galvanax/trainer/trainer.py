@@ -12,7 +12,7 @@ from galvanax.callbacks.callback import Callback
 from galvanax.errors import ConfigError
 from galvanax.trainer.compile_cache import enable_compile_cache
 from galvanax.trainer.devices import Devices
-from galvanax.trainer.run import FitResult, Run
+from galvanax.trainer.run import FitResult
 from galvanax.trainer.schedule import Epochs, Steps
 from galvanax.trainer.start import evaluator_for, start_run, weights_for
 
@@ -80,21 +80,16 @@ class Trainer:
             return self._one_batch().fit(task, data)
         run = start_run(self, task, data, resume)
         try:
+            run.begin()
             while run.step < run.num_steps and run.stop_reason is None:
-                boundary = self._next_boundary(run)
-                while run.step < boundary:
+                boundary = run.next_boundary()
+                while run.step < boundary and not run.interrupted():
                     run.dispatch(boundary)
                 run.drain()
-                if run.step == run.next_validation(run.step - 1):
-                    run.validate()
-                for callback in self._due(run, run.step):
-                    callback.on_step(run)
-                run.pace.pause()
-            result = run.result()
-            run.emit("on_fit_end", result)
-            return dataclasses.replace(result, best_checkpoint=run.best_checkpoint())
+                run.visit()
+            return run.end()
         except BaseException as error:
-            run.emit("on_exception", error)
+            run.fail(error)
             raise
 
     def validate(
@@ -121,14 +116,6 @@ class Trainer:
     ) -> Any:
         """`Task.predict` of every example of `predict_dataset`, `(examples, ...)`; arguments as in `validate`."""
         return self._evaluate("predict", self.limit_predict_batches, task, data, checkpoint, model)
-
-    def _next_boundary(self, run: Run) -> int:
-        wishes = [callback.next_step(run.step) for callback in run.callbacks.values()]
-        steps = [step for step in (*wishes, run.next_validation(run.step), run.num_steps) if step is not None]
-        return max(run.step + 1, min(steps))
-
-    def _due(self, run: Run, step: int) -> list[Callback]:
-        return [callback for callback in run.callbacks.values() if callback.next_step(step - 1) == step]
 
     def _evaluate(
         self,
