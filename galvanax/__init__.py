@@ -6,14 +6,19 @@ from galvanax.callbacks.checkpoint import Checkpoint
 from galvanax.callbacks.csv_logger import CSVLogger
 from galvanax.callbacks.early_stopping import EarlyStopping
 from galvanax.callbacks.ema import EMA
+from galvanax.callbacks.freeze import Freeze
 from galvanax.callbacks.gradient_clipping import GradientClipping
 from galvanax.callbacks.model_summary import ModelSummary
 from galvanax.callbacks.progress_bar import ProgressBar
 from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
+from galvanax.callbacks.warm_start import WarmStart
 from galvanax.datamodules.arrays import ArrayDataModule
 from galvanax.datamodules.datamodule import DataModule, Statistics
 from galvanax.datamodules.dynamics import DynamicsDataModule, DynamicsDataset, create_dataset, split_dataset
 from galvanax.datamodules.rollouts import RolloutDataModule
+from galvanax.datamodules.trajectories import TrajectoryDataModule
+from galvanax.datamodules.trajectory_files import read_trajectories
+from galvanax.datamodules.trajectory_table import Trajectory
 from galvanax.errors import (
     CheckpointError,
     ConfigError,
@@ -27,6 +32,7 @@ from galvanax.experiments.experiment import Experiment
 from galvanax.physics.collect import collect_random_rollouts
 from galvanax.tasks.acceleration import AccelerationTask
 from galvanax.tasks.task import Task
+from galvanax.trainer.export import export_safetensors
 from galvanax.trainer.run import FitResult, Run
 from galvanax.trainer.schedule import Epochs, Minutes, Steps
 from galvanax.trainer.state import TrainState
@@ -49,6 +55,7 @@ __all__ = [
     "Epochs",
     "Experiment",
     "FitResult",
+    "Freeze",
     "GalvanaxError",
     "GradientClipping",
     "Minutes",
@@ -65,9 +72,14 @@ __all__ = [
     "TensorBoardLogger",
     "TrainState",
     "Trainer",
+    "Trajectory",
+    "TrajectoryDataModule",
+    "WarmStart",
     "collect_random_rollouts",
     "create_dataset",
+    "export_safetensors",
     "networks",
     "physics",
+    "read_trajectories",
     "split_dataset",
 ]

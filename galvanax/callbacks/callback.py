@@ -44,6 +44,14 @@ class Callback:
 
     # Host.
 
+    def init_params(self, params: Arrays, variables: Arrays) -> tuple[Arrays, Arrays]:
+        """The weights that a fresh run starts from, of the same names, shapes and types.
+
+        Called once, after `Task.set_statistics` and before optimizer state and slots are made from them; not in a
+        resumed run.
+        """
+        return params, variables
+
     def on_fit_start(self, run: "Run") -> None:
         """Before the first dispatch; after the state is restored, in a resumed run."""
 

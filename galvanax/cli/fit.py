@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.freeze import Freeze
+from galvanax.callbacks.warm_start import WarmStart
 from galvanax.cli.evaluate import evaluate_run
 from galvanax.errors import ConfigError, nearest
 from galvanax.experiments.experiment import Experiment, find_experiment
@@ -25,12 +28,16 @@ class FitCommand:
       resume: continue the run in its folder: "last" (a bare --resume), "best", a step, a path, or "auto".
       overwrite: delete the run in the folder first.
       evaluate: measure the best checkpoint afterwards.
+      warm_start: start from the weights of this run's folder, checkpoint or exported file.
+      freeze: keep the parameters with these paths as they are, such as "network/layers/0/*".
     """
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     resume: str | None = None
     overwrite: bool = False
     evaluate: bool = True
+    warm_start: Path | None = None
+    freeze: tuple[str, ...] = ()
 
 
 def fit(arguments: list[str]) -> None:
@@ -49,6 +56,7 @@ def fit(arguments: list[str]) -> None:
     experiment.trainer = dataclasses.replace(experiment.trainer, name=absolute, overwrite=command.overwrite)
     if command.resume and experiment.trainer.overwrite:
         raise ConfigError("--resume and --overwrite contradict each other.")
+    experiment.callbacks = _with_fine_tuning(experiment.callbacks, command)
     result = experiment.fit(resume=command.resume)
     if command.evaluate and experiment.trainer.run_dir is not None and not experiment.trainer.fast_dev_run:
         evaluate_run(experiment.trainer.run_dir, experiment.data, result=result)
@@ -63,6 +71,18 @@ def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitComman
         prog=f"galvanax fit {reference}",
         registry=_registry(),
     )
+
+
+def _with_fine_tuning(callbacks: dict[str, Callback], command: FitCommand) -> dict[str, Callback]:
+    added: dict[str, Callback] = {}
+    if command.freeze:
+        added["freeze"] = Freeze(command.freeze)
+    if command.warm_start is not None:
+        added["warm_start"] = WarmStart(command.warm_start)
+    for name in added.keys() & callbacks.keys():
+        raise ConfigError(f"The experiment has a callback {name!r} of its own: use --callbacks.{name}'s flags.")
+    # First, so that clipping sees only what trains.
+    return {**added, **callbacks}
 
 
 def _spell_out_resume(flags: list[str]) -> list[str]:

@@ -11,6 +11,8 @@ USAGE = """usage: galvanax COMMAND ...
 
   fit EXPERIMENT [--resume [CHECKPOINT]] [--overwrite] [flags]   train; `galvanax fit EXPERIMENT --help` lists the flags
   evaluate RUN_DIR [--checkpoint CHECKPOINT]                     measure a finished run again
+  export RUN_DIR --output FILE [--checkpoint CHECKPOINT]         write a run's weights to a safetensors file
+  simulate SYSTEM --output DIR [flags]                           write CSV logs of a system's random motion
   list                                                           the experiments
 
 EXPERIMENT is a name from `galvanax list`, or path/to/file.py:name of your own gx.Experiment."""
@@ -35,9 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _command(name: str) -> Callable[[list[str]], None]:
     # Imported late: `galvanax --help` need not load jax's friends.
     from galvanax.cli.evaluate import evaluate
+    from galvanax.cli.export import export
     from galvanax.cli.fit import fit
+    from galvanax.cli.simulate import simulate
 
-    commands = {"fit": fit, "evaluate": evaluate, "list": _list}
+    commands = {"fit": fit, "evaluate": evaluate, "export": export, "simulate": simulate, "list": _list}
     if name not in commands:
         print(f"galvanax: error: unknown command {name!r}.{nearest(name, commands)}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)

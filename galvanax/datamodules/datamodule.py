@@ -22,6 +22,14 @@ class Statistics:
     max: np.ndarray
     count: int
 
+    @staticmethod
+    def of(array: np.ndarray) -> "Statistics":
+        """Of an array `(rows, ...)` in memory, with at least one row; makes no copy of it in float64."""
+        total = _Moments()
+        for start in range(0, len(array), 65536):
+            total.add(np.asarray(array[start : start + 65536], np.float64))
+        return total.statistics()
+
 
 @dataclasses.dataclass
 class DataModule:

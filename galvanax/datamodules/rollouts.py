@@ -11,7 +11,12 @@ import tyro
 
 from galvanax.datamodules.dynamics import DynamicsDataModule, create_dataset, split_dataset
 from galvanax.errors import ConfigError
-from galvanax.physics.collect import collect_random_rollouts, count_substeps, extract_state_features
+from galvanax.physics.collect import (
+    collect_random_rollouts,
+    control_range,
+    count_substeps,
+    extract_state_features,
+)
 from galvanax.physics.models import load_model
 from galvanax.physics.open_loop import mujoco_rollout
 from galvanax.physics.starts import WideStart
@@ -98,9 +103,7 @@ class RolloutDataModule(DynamicsDataModule):
 
     def action_range(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest action, `(nu,)` each."""
-        limited = self.model.actuator_ctrllimited.astype(bool)
-        low, high = self.model.actuator_ctrlrange.T
-        return np.where(limited, low, -self.action_limit), np.where(limited, high, self.action_limit)
+        return control_range(self.model, self.action_limit)
 
     def fresh_trajectories(self, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Trajectories of C MuJoCo, from starts and under actions that no part of the data has seen.

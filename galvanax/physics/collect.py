@@ -39,8 +39,13 @@ def collect_random_rollouts(
     rng: jax.Array,
     initial_state_sampler: InitialStateSampler | None = None,
     control_dt: float | None = None,
+    correlation_time: float = 0.0,
 ) -> Rollouts:
-    """Simulates rollouts under uniformly random actions, each held for one control step.
+    """Simulates rollouts under random actions, each held for one control step.
+
+    An action is uniform between its limits. Over `correlation_time` seconds actions resemble each other: pushes that
+    last take a system further than pushes that cancel. (A first-order autoregressive normal series, mapped to the
+    uniform distribution by the normal cumulative distribution.)
 
     `accelerations[i, t]` is the mean acceleration over the control step from `states[i, t]` under
     `actions[i, t]`: with it a semi-implicit Euler step leads to the velocities of `next_states[i, t]`. (The `qacc`
@@ -57,6 +62,7 @@ def collect_random_rollouts(
       rng: a JAX random key.
       initial_state_sampler: draws a start; by default `NarrowStart()`, near `qpos0` and nearly at rest.
       control_dt: seconds that each action is held, a multiple of the timestep; by default one timestep.
+      correlation_time: seconds in which the correlation of actions falls to 1/e; 0 for independent actions.
 
     Returns:
       `(states, actions, next_states, accelerations)`, each `(num_rollouts, rollout_length, dim)`.
@@ -72,15 +78,25 @@ def collect_random_rollouts(
     if np.any(low > high):
         first = int(np.argmax(low > high))
         raise ConfigError(f"action_min[{first}]={low[first]} is above action_max[{first}]={high[first]}")
+    if not (np.isfinite(correlation_time) and correlation_time >= 0):
+        raise ConfigError(f"correlation_time={correlation_time}; expected seconds, 0 or more")
     substeps = count_substeps(model, control_dt)
+    seconds = substeps * float(model.opt.timestep)
     if isinstance(model, mujoco.MjModel):
         model = mjx.put_model(model)
-    simulate = functools.partial(_simulate, initial_state_sampler or NarrowStart(), rollout_length, substeps)
+    memory = float(np.exp(-seconds / correlation_time)) if correlation_time else 0.0
+    simulate = functools.partial(_simulate, initial_state_sampler or NarrowStart(), rollout_length, substeps, memory)
     states, actions = simulate(model, low, high, jnp.arange(num_rollouts), rng)
     _check_finite(states)
-    seconds = substeps * float(model.opt.timestep)
     qvel = states[..., model.nq :]
     return Rollouts(states[:, :-1], actions, states[:, 1:], (qvel[:, 1:] - qvel[:, :-1]) / seconds)
+
+
+def control_range(model: mujoco.MjModel, action_limit: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest control, `(nu,)` each: an actuator's limits, or `action_limit` either way if it has none."""
+    limited = model.actuator_ctrllimited.astype(bool)
+    low, high = model.actuator_ctrlrange.T
+    return np.where(limited, low, -action_limit), np.where(limited, high, action_limit)
 
 
 def count_substeps(model: mujoco.MjModel | mjx.Model, control_dt: float | None) -> int:
@@ -103,11 +119,12 @@ def count_substeps(model: mujoco.MjModel | mjx.Model, control_dt: float | None) 
     return substeps
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _simulate(
     sampler: InitialStateSampler,
     rollout_length: int,
     substeps: int,
+    memory: float,
     model: mjx.Model,
     low: jax.Array,
     high: jax.Array,
@@ -116,19 +133,31 @@ def _simulate(
 ) -> tuple[jax.Array, jax.Array]:
     """States `(rollouts, length + 1, nq + nv)` and actions `(rollouts, length, nu)`."""
 
+    def uniform_series(length: int, rng: jax.Array) -> jax.Array:
+        rngs = jax.vmap(lambda step: jax.random.fold_in(rng, step))(jnp.arange(length))
+        if not memory:
+            return jax.vmap(lambda rng: jax.random.uniform(rng, (model.nu,)))(rngs)
+
+        def advance(value: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+            value = memory * value + (1 - memory**2) ** 0.5 * noise
+            return value, value
+
+        noise = jax.vmap(lambda rng: jax.random.normal(rng, (model.nu,)))(rngs)
+        _, series = jax.lax.scan(advance, noise[0], noise[1:])
+        return jax.scipy.stats.norm.cdf(jnp.concatenate([noise[:1], series]))
+
     def rollout(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         start_rng, action_rng = jax.random.split(jax.random.fold_in(rng, index))
         data = sampler(model, start_rng)
 
-        def control_step(data: mjx.Data, step: jax.Array) -> tuple[mjx.Data, tuple[jax.Array, jax.Array]]:
-            uniform = jax.random.uniform(jax.random.fold_in(action_rng, step), (model.nu,))
+        def control_step(data: mjx.Data, uniform: jax.Array) -> tuple[mjx.Data, tuple[jax.Array, jax.Array]]:
             action = low + (high - low) * uniform
             data = data.replace(ctrl=action)
             data = jax.lax.fori_loop(0, substeps, lambda _, data: mjx.step(model, data), data)
             return data, (extract_state_features(data), action)
 
         first = extract_state_features(data)
-        _, (states, actions) = jax.lax.scan(control_step, data, jnp.arange(rollout_length))
+        _, (states, actions) = jax.lax.scan(control_step, data, uniform_series(rollout_length, action_rng))
         return jnp.concatenate([first[None], states]), actions
 
     return jax.vmap(rollout)(indices)

@@ -48,6 +48,7 @@ class CheckpointWriter:
         self._folder, self._keep_last, self._keep_best = folder, keep_last, keep_best
         self._stop_on_error = stop_on_error
         self._waiting: collections.deque[Snapshot] = collections.deque()
+        self._writing: list[Snapshot] = []  # the one, if any, that is on its way
         self._written = {entry.step: entry for entry in folder.entries()}
         self._changed = threading.Condition()
         self._closing = False
@@ -58,15 +59,14 @@ class CheckpointWriter:
     def is_among_best(self, score: float) -> bool:
         """Whether a new checkpoint with this score would be kept for it."""
         with self._changed:
-            known = [*self._written.values(), *(snapshot.entry for snapshot in self._waiting)]
-            better = sum(entry.score is not None and entry.score <= score for entry in known)
+            better = sum(entry.score is not None and entry.score <= score for entry in self._known())
         return better < self._keep_best
 
     def submit(self, snapshot: Snapshot) -> None:
         """Queues a snapshot; waits only where the ones that wait, and must all be written, fill a gigabyte."""
         with self._changed:
             self._waiting.append(snapshot)
-            keep = retained([*self._written.values(), *(waiting.entry for waiting in self._waiting)], *self._rules)
+            keep = retained(self._known(), *self._rules)
             self._waiting = collections.deque(waiting for waiting in self._waiting if waiting.entry.step in keep)
             self._changed.notify_all()
             while len(self._waiting) > 1 and sum(waiting.nbytes for waiting in self._waiting) > WAITING_BYTES:
@@ -109,12 +109,17 @@ class CheckpointWriter:
                 if not self._waiting:
                     return
                 snapshot = self._waiting.popleft()
+                self._writing = [snapshot]
             begin = time.monotonic()
             self._write(snapshot)
             end = time.monotonic()
             rest_until = end + min(LONGEST_REST, REST * (end - begin))
             with self._changed:
+                self._writing = []
                 self._changed.notify_all()
+
+    def _known(self) -> list[Entry]:
+        return [*self._written.values(), *(snapshot.entry for snapshot in (*self._writing, *self._waiting))]
 
     def _write(self, snapshot: Snapshot) -> None:
         step = snapshot.entry.step

@@ -9,11 +9,13 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -125,7 +127,7 @@ class CheckpointFolder:
             os.replace(partial, final)
         except Exception as error:  # Orbax and tensorstore wrap the system's errors in several of their own
             shutil.rmtree(partial, ignore_errors=True)
-            reason = "the folder was removed" if not self.path.is_dir() else str(error)
+            reason = _reason(error) if self.path.is_dir() else "the folder was removed"
             raise CheckpointError(f"Step {step} could not be saved to {self.path}: {reason}") from error
 
     def remove(self, step: int) -> None:
@@ -186,6 +188,9 @@ def verify(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} cannot be checked: {error}.") from error
     if found == expected:
+        step = read_meta(folder)["step"]
+        if folder.name.isdigit() and step != int(folder.name):
+            raise CheckpointError(f"{folder} is damaged: it holds the checkpoint of step {step}.")
         return
     if not isinstance(expected, dict):
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} holds no object.")
@@ -238,8 +243,10 @@ def read_arrays(folder: Path, meta: dict[str, Any], wanted: Named) -> Named:
 
     context = ocp.Context()
     context.pytree.loading.partial_load = True
+    empty = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in wanted.items() if not leaf.size}
     with context:
-        return ocp.load(folder.absolute() / ARRAYS, wanted)
+        full = {name: leaf for name, leaf in wanted.items() if leaf.size}
+        return {**ocp.load(folder.absolute() / ARRAYS, full), **empty}
 
 
 def check_task(folder: Path, meta: dict[str, Any], task_type: str) -> dict[str, Any]:
@@ -305,18 +312,28 @@ def _write_arrays(path: Path, arrays: Named) -> None:
         return plain and leaf.nbytes <= SMALL and leaf.is_fully_addressable
 
     # Orbax's cost for a small array is all overhead, and half of that for a host array.
-    ocp.save(path.absolute(), {name: np.asarray(leaf) if small(leaf) else leaf for name, leaf in arrays.items()})
+    # It refuses arrays with no entries, which need no saving.
+    full = {name: leaf for name, leaf in arrays.items() if leaf.size}
+    ocp.save(path.absolute(), {name: np.asarray(leaf) if small(leaf) else leaf for name, leaf in full.items()})
+
+
+def _reason(error: Exception) -> str:
+    """The system's own words where there are some: tensorstore's messages fill a page."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _entry(folder: Path) -> Entry:
     try:
         meta = read_meta(folder)
         monitor = meta["monitor"] or {"value": None, "mode": None}
-        score = monitor["value"]
+        score = None if monitor["value"] is None else float(monitor["value"])
         if score is not None and monitor["mode"] == "max":
             score = -score
-        return Entry(int(folder.name), score, meta["permanent"])
-    except (CheckpointError, KeyError, TypeError):
+        return Entry(int(folder.name), score, bool(meta["permanent"]))
+    except (CheckpointError, KeyError, TypeError, ValueError):
         return Entry(int(folder.name))  # damaged: no score, so never the best; loading it says why
 
 

@@ -1,6 +1,7 @@
 """Dataclasses to JSON and back: what a run's `config.json` and its checkpoints say of themselves."""
 
 import dataclasses
+import functools
 import inspect
 import json
 from importlib import metadata
@@ -56,6 +57,7 @@ def replace_from_json(base: T, data: dict[str, Any], source: str) -> T:
         raise ConfigError(f"{source} does not describe a {type(base).__name__}: {fields}: {error}.") from error
 
 
+@functools.cache  # reading the packages' metadata takes milliseconds, and a save should not
 def versions() -> dict[str, str]:
     """Installed versions of the packages that a run's numbers depend on."""
     return {name: metadata.version(name) for name in PACKAGES}

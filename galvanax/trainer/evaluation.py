@@ -9,7 +9,7 @@ import numpy as np
 from galvanax.errors import NonFiniteError
 from galvanax.trainer.batch import batch_bytes
 from galvanax.trainer.devices import Devices
-from galvanax.trainer.feed import EvaluationFeed, check_divisible
+from galvanax.trainer.feed import EvaluationFeed
 from galvanax.trainer.programs import EVALUATE, evaluate_program, predict_program, stream_key
 from galvanax.trainer.state import Arrays, ModelDef
 
@@ -34,7 +34,6 @@ class Evaluator:
     def __init__(
         self, task: "Task", definition: ModelDef, feed: EvaluationFeed, devices: Devices, seed: int, split: str
     ):
-        check_divisible(feed.batch_size, devices.count)
         self._feed, self._devices, self._split = feed, devices, split
         self._key = jax.device_put(stream_key(seed, EVALUATE), devices.replicated)
         self._capacity = max(1, min(STACK, feed.count or STACK, STACK_BYTES // max(1, batch_bytes(feed.spec))))
@@ -66,11 +65,11 @@ class Evaluator:
     def per_example(self, params: Arrays, variables: Arrays) -> Any:
         """The program's outputs with the examples `(examples, ...)` in order, padding cut away."""
         params, variables = jax.device_put((params, variables), self._devices.replicated)
-        waiting, first = [], 0
+        waiting, firsts = [], np.arange(self._capacity, dtype=np.int32) * self._feed.rows
         for stack, rows in self._feed.stacks(self._capacity, self._devices.stacked):
-            numbers = jax.device_put((np.int32(len(rows)), np.int32(first)), self._devices.replicated)
+            numbers = jax.device_put((np.int32(len(rows)), firsts), self._devices.replicated)
             waiting.append((self._program((params, variables), stack, *numbers, self._key), rows))
-            first += len(rows) * self._feed.batch_size
+            firsts = firsts + np.int32(self._capacity * self._feed.rows)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *(_unstack(*part) for part in waiting))
 
 

@@ -1,5 +1,7 @@
 """From Grain's host batches to stacks of batches on the devices."""
 
+import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,22 +43,48 @@ class TrainFeed:
         self.batch_size = count_rows(first, "The first training batch")
         self.spec = batch_spec(first)
         self._iterator = iter(stream)
+        self._taken = copy.deepcopy(self._iterator.get_state())
+        self._ready: tuple[int, Any, Any] | None = None
+
+    def place(self, capacity: int, sharding: jax.sharding.Sharding) -> None:
+        """Says how large the stacks are and where they go."""
+        self._capacity, self._sharding = capacity, sharding
 
     @property
     def position(self) -> Any:
-        """Grain's iterator state: JSON data."""
-        return self._iterator.get_state()
+        """Grain's iterator state behind the last batch that was taken: JSON data."""
+        return self._taken
 
     @position.setter
     def position(self, state: Any) -> None:
+        self._taken, self._ready = state, None
         self._iterator.set_state(state)
 
-    def take(self, count: int, capacity: int, sharding: jax.sharding.Sharding) -> Any:
+    def take(self, count: int) -> Any:
         """The next `count` batches, stacked to `(capacity, batch, ...)` and on their way to the devices.
 
-        What lies behind the first `count` is arbitrary. Nothing is read ahead: `position` is that of the stack's end.
+        What lies behind the first `count` is arbitrary. If reading fails, the position is as before.
         """
-        return _stack(self._batches(count), self.spec, capacity, sharding)
+        if self._ready is None or self._ready[0] != count:
+            if self._ready is not None:
+                self.position = self._taken
+            self._ready = self._read(count)
+        (_, stack, self._taken), self._ready = self._ready, None
+        return stack
+
+    def prepare(self, count: int) -> None:
+        """Reads ahead for a `take` of as many; the position stays. What fails now fails again when it is taken."""
+        with contextlib.suppress(Exception):
+            self._ready = self._ready or self._read(count)
+
+    def _read(self, count: int) -> tuple[int, Any, Any]:
+        try:
+            stack = _stack(self._batches(count), self.spec, self._capacity, self._sharding)
+        except BaseException:
+            self.position = self._taken
+            raise
+        # A copy: a checkpoint writes it later, when the iterator is elsewhere.
+        return count, stack, copy.deepcopy(self._iterator.get_state())
 
     def _batches(self, count: int) -> Iterator[Any]:
         for index in range(count):
@@ -75,13 +103,16 @@ class EvaluationFeed:
     Args:
       dataset: batches in a fixed order.
       limit: batches at most.
+      multiple: batches are padded to a multiple of this, the number of devices.
 
     Attributes:
       count: the number of batches, or None if unknown.
-      spec, batch_size: as in `TrainFeed`.
+      rows: true rows of a full batch.
+      batch_size: rows of every batch, with padding.
+      spec: shape and dtype of a padded batch's leaves.
     """
 
-    def __init__(self, dataset: grain.MapDataset | grain.IterDataset, limit: int | None = None):
+    def __init__(self, dataset: grain.MapDataset | grain.IterDataset, limit: int | None, multiple: int):
         self._dataset, self._limit = dataset, limit
         first = next(iter(dataset), None)
         if first is None:
@@ -92,8 +123,9 @@ class EvaluationFeed:
             if size is not None
         ]
         self.count = min(sizes, default=None)
-        self.batch_size = count_rows(first, "The first evaluation batch")
-        self.spec = batch_spec(first)
+        self.rows = count_rows(first, "The first evaluation batch")
+        self.batch_size = -(-self.rows // multiple) * multiple
+        self.spec = batch_spec(self._pad(first, self.rows, 0))
 
     def stacks(self, capacity: int, sharding: jax.sharding.Sharding) -> Iterator[tuple[Any, list[int]]]:
         """Yields `(stack (capacity, batch, ...), rows of each batch)`."""
@@ -111,8 +143,8 @@ class EvaluationFeed:
             yield _stack(waiting, self.spec, capacity, sharding), rows
 
     def _pad(self, batch: Any, rows: int, index: int) -> Any:
-        if rows > self.batch_size:
-            raise DataError(f"Evaluation batch {index} has {rows} rows, more than the first: {self.batch_size}.")
+        if rows > self.rows:
+            raise DataError(f"Evaluation batch {index} has {rows} rows, more than the first: {self.rows}.")
         # A repeated row rather than zeros: padding must not make a NaN that a gradient or a guard could meet.
         fill = np.minimum(np.arange(self.batch_size), rows - 1)
         return batch if rows == self.batch_size else jax.tree.map(lambda leaf: np.asarray(leaf)[fill], batch)

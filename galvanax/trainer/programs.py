@@ -87,12 +87,17 @@ def predict_program(task: "Task", definition: Any, arrays: Any, batch: Spec, cap
 
 
 def example_program(
-    function: Callable[..., Any], definition: Any, arrays: Any, batch: Spec, capacity: int, devices: Devices
+    function: Callable[..., Any],
+    definition: Any,
+    arrays: Any,
+    batch: Spec,
+    capacity: int,
+    devices: Devices,
 ) -> tuple[Callable[..., Any], Any]:
     """Applies `function(model, example, rng)` to each example of a stack of batches on its own.
 
-    Returns `run((params, variables), stack, count, first, key) -> pytree of (capacity, batch, ...)`, in which `first`
-    is the index of the stack's first example in its dataset, and the shapes of one batch's results.
+    Returns `run((params, variables), stack, count, firsts, key) -> pytree of (capacity, batch, ...)`, in which `firsts`
+    `(capacity,)` are the indices of the batches' first examples in the dataset, and the shapes of one batch's results.
     """
     rows = jax.tree.leaves(batch)[0].shape[0]
 
@@ -105,9 +110,9 @@ def example_program(
 
     result = jax.eval_shape(one_batch, arrays, batch, jnp.int32(0), jax.eval_shape(lambda: jax.random.key(0)))
 
-    def run(arrays: Any, stack: Any, count: jax.Array, first: jax.Array, key: jax.Array) -> Any:
+    def run(arrays: Any, stack: Any, count: jax.Array, firsts: jax.Array, key: jax.Array) -> Any:
         def body(index: jax.Array, filled: Any) -> Any:
-            values = one_batch(arrays, jax.tree.map(lambda leaf: leaf[index], stack), first + index * rows, key)
+            values = one_batch(arrays, jax.tree.map(lambda leaf: leaf[index], stack), firsts[index], key)
             return jax.tree.map(lambda all_, new: all_.at[index].set(new), filled, values)
 
         empty = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), result)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from galvanax.tasks.task import Task
     from galvanax.trainer.evaluation import Evaluator
     from galvanax.trainer.trainer import Trainer
+
+log = logging.getLogger("galvanax")
 
 CONFIG = "config.json"
 STATE_FIELDS = ("step", "params", "variables", "opt_state", "carry", "slots")
@@ -86,7 +89,6 @@ class Run:
     devices: Devices
     feed: TrainFeed
     num_steps: int
-    capacity: int
     pace: Pace
     program: Any
     evaluator: "Evaluator | None"
@@ -105,6 +107,7 @@ class Run:
     _in_flight: collections.deque[tuple[range, Any]] = dataclasses.field(default_factory=collections.deque)
     _window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     _host: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _begun: list[Callback] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._copy = _copy_program(self.callbacks)
@@ -132,13 +135,8 @@ class Run:
     def dispatch(self, boundary: int) -> None:
         """Sends the next steps to the devices, as many as fit in a stack and before `boundary`."""
         count = min(boundary - self.step, self.pace.steps)
-        position = self.feed.position
         with jax.transfer_guard("disallow"):
-            try:
-                stack = self.feed.take(count, self.capacity, self.devices.stacked)
-            except BaseException:
-                self.feed.position = position  # that of `state`, which is still whole
-                raise
+            stack = self.feed.take(count)
             size = jax.device_put(np.int32(count), self.devices.replicated)
             self.settled = False
             self.state, metrics = self.program(self.state, stack, size, self.key)
@@ -151,6 +149,9 @@ class Run:
 
     def drain(self) -> None:
         """Waits for the dispatches in flight and hands out their metrics."""
+        if self._in_flight and self.step < self.num_steps:
+            # While the devices are busy: the stop at a boundary is then no longer than it must be.
+            self.feed.prepare(min(self.next_boundary() - self.step, self.pace.steps))
         while self._in_flight:
             self._collect()
 
@@ -177,9 +178,15 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         """Tells the callbacks that the run ends by an error."""
-        if self.settled:
-            self.drain()
-        self.emit("on_exception", error)
+        try:
+            if self.settled:
+                self.drain()
+        finally:
+            for callback in self._begun:
+                try:
+                    callback.on_exception(self, error)
+                except Exception as second:  # it must not hide the first
+                    log.warning("%s.on_exception failed: %s", type(callback).__name__, second)
 
     def emit(self, hook: str, *args: Any) -> None:
         """Calls a host method of every callback."""
@@ -198,6 +205,7 @@ class Run:
             "window": {name: list(rows) for name, rows in self._window.items()},
             "metrics": dict(self.metrics),
             "validated_at": self.validated_at,
+            "stop_reason": self.stop_reason,
             "seconds": time.monotonic() - self.started,
             "host": {name: callback.host_state() for name, callback in self.callbacks.items()},
             "versions": config.versions(),
@@ -209,6 +217,8 @@ class Run:
         self.state, self.step, self.resumed = state, meta["step"], True
         self.visited, self.validated_at = self.step, meta["validated_at"]
         self._host = meta["host"]
+        if meta["config"]["callbacks"] == self.config["callbacks"]:
+            self.stop_reason = meta["stop_reason"]  # with other callbacks, it is for them to stop
         self.feed.position = meta["position"]
         self._window = meta["window"]
         self.metrics = meta["metrics"]
@@ -216,7 +226,9 @@ class Run:
 
     def begin(self) -> None:
         """Starts the callbacks, with the host state that a checkpoint kept of them, and writes config.json."""
-        self.emit("on_fit_start")
+        for callback in self.callbacks.values():
+            callback.on_fit_start(self)
+            self._begun.append(callback)
         for name, callback in self.callbacks.items():
             if name in self._host:
                 callback.restore_host_state(self._host[name])

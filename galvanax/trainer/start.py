@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,17 +62,22 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
     num_steps = _count_steps(trainer, feed)
 
     definition = _definition(trainer, task)
-    create = _creator(trainer, task, data, callbacks, definition, num_steps)
-    abstract = jax.eval_shape(create, stream_key(trainer.seed, INIT))
+    create = _creator(task, data, callbacks, definition, num_steps)
+    abstract = jax.eval_shape(lambda key: create(*definition.init(key), key), stream_key(trainer.seed, INIT))
     capacity = _choose_capacity(trainer, feed, num_steps)
     program, names = train_program(task, callbacks, abstract, feed.spec, capacity, devices)
+    feed.place(capacity, devices.stacked)
     evaluator = evaluator_for(trainer, task, definition, data, devices, "val", trainer.limit_val_batches)
     metric_names = [f"train/{name}" for name in names] + (evaluator.metric_names if evaluator else [])
     for name, callback in callbacks.items():
         _check_monitor(name, getattr(callback, "monitor", None), metric_names)
     run_config = _describe(trainer, task, settings)
     _warn_of_changes(meta.get("config", run_config), run_config)
-    run_dir = _prepare_folder(trainer, overwrite, resumed=checkpoint is not None)
+    resumed = checkpoint is not None
+    _check_folder(trainer, overwrite, resumed)
+    # The weights first, and then the folder: a warm start may find nothing to start from, or start from what it clears.
+    state = abstract if resumed else _create_state(trainer, task, data, callbacks, definition, create, devices)
+    run_dir = _prepare_folder(trainer, resumed)
 
     run = Run(
         trainer=trainer,
@@ -82,20 +88,18 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
         devices=devices,
         feed=feed,
         num_steps=num_steps,
-        capacity=capacity,
         pace=Pace(capacity, fixed=trainer.steps_per_dispatch is not None),
         program=program,
         evaluator=evaluator,
-        state=abstract,
+        state=state,
         key=jax.device_put(stream_key(trainer.seed, TRAIN), devices.replicated),
         metric_names=metric_names,
         config=run_config,
     )
-    if checkpoint is None:
-        run.state = _create_state(trainer, task, data, create, devices)
-    else:
+    if checkpoint is not None:
         run.restore(_load_state(checkpoint, meta, abstract, devices), meta)
-        if run.step >= num_steps:
+        # Under "auto", a job that is started again after its end has nothing to do.
+        if run.step > num_steps or (run.step == num_steps and resume != "auto"):
             raise ConfigError(
                 f"{checkpoint} is of step {run.step}, and the run ends at step {num_steps}: give it more steps."
             )
@@ -127,7 +131,7 @@ def evaluator_for(
     dataset = getattr(data, f"{split}_dataset")()
     if dataset is None:
         return None
-    return Evaluator(task, definition, EvaluationFeed(dataset, limit), devices, trainer.seed, split)
+    return Evaluator(task, definition, EvaluationFeed(dataset, limit, devices.count), devices, trainer.seed, split)
 
 
 def weights_for(
@@ -190,25 +194,21 @@ def _choose_capacity(trainer: "Trainer", feed: TrainFeed, num_steps: int) -> int
 
 
 def _creator(
-    trainer: "Trainer",
-    task: "Task",
-    data: "DataModule",
-    callbacks: dict[str, Callback],
-    definition: ModelDef,
-    num_steps: int,
-) -> Any:
+    task: "Task", data: "DataModule", callbacks: dict[str, Callback], definition: ModelDef, num_steps: int
+) -> Callable[[Arrays, Arrays, jax.Array], TrainState]:
+    """A traceable `create(params, variables, key)`: the state at step 0, around these weights."""
     optimizer = chain_optimizer(task, callbacks, num_steps)
 
-    def create(key: jax.Array) -> TrainState:
-        model_key, carry_key = jax.random.split(key)
-        params, variables = definition.init(model_key)
+    def create(params: Arrays, variables: Arrays, key: jax.Array) -> TrainState:
+        # Copies, since the state is donated, and whoever gave the weights may keep them.
+        params, variables = jax.tree.map(jnp.copy, (params, variables))
         slots = {name: callback.init_slot(params) for name, callback in callbacks.items()}
         return TrainState(
             step=jnp.int32(0),
             params=params,
             variables=variables,
             opt_state=optimizer.init(params),
-            carry=task.init_carry(carry_key, data),
+            carry=task.init_carry(jax.random.split(key)[1], data),
             slots={name: slot for name, slot in slots.items() if slot is not None},
             definition=definition,
             optimizer=optimizer,
@@ -217,13 +217,44 @@ def _creator(
     return create
 
 
-def _create_state(trainer: "Trainer", task: "Task", data: "DataModule", create: Any, devices: Devices) -> TrainState:
+def _create_state(
+    trainer: "Trainer",
+    task: "Task",
+    data: "DataModule",
+    callbacks: dict[str, Callback],
+    definition: ModelDef,
+    create: Callable[[Arrays, Arrays, jax.Array], TrainState],
+    devices: Devices,
+) -> TrainState:
+    """A fresh run's state: its weights as statistics and callbacks set them, then everything that starts from them."""
+
+    def init(key: jax.Array) -> tuple[Arrays, Arrays]:
+        return definition.init(jax.random.split(key)[0])
+
     key = jax.device_put(stream_key(trainer.seed, INIT), devices.replicated)
-    state = jax.jit(create, out_shardings=devices.replicated)(key)
-    model = state.model()
+    weights = jax.jit(init, out_shardings=devices.replicated)(key)
+    model = definition.merge(*weights)
     task.set_statistics(model, data)
-    variables = jax.device_put(state.definition.split(model)[1], devices.replicated)
-    return state.replace(variables=variables)
+    weights = (weights[0], definition.split(model)[1])
+    for name, callback in callbacks.items():
+        changed = callback.init_params(*weights)
+        _check_weights(name, weights, changed)
+        weights = changed
+    return jax.jit(create, out_shardings=devices.replicated)(*jax.device_put(weights, devices.replicated), key)
+
+
+def _check_weights(callback: str, before: tuple[Arrays, Arrays], after: tuple[Arrays, Arrays]) -> None:
+    for old, new in zip(before, after, strict=True):
+        if old.keys() != new.keys():
+            raise ConfigError(
+                f"{callback}.init_params changed which weights there are: {', '.join(sorted(old.keys() ^ new.keys()))}."
+            )
+        for path, leaf in old.items():
+            if (leaf.shape, leaf.dtype) != (new[path].shape, new[path].dtype):
+                raise ConfigError(
+                    f"{callback}.init_params changed {path} from {leaf.dtype}{list(leaf.shape)} "
+                    f"to {new[path].dtype}{list(new[path].shape)}."
+                )
 
 
 def _load_state(folder: Path, meta: dict[str, Any], abstract: TrainState, devices: Devices) -> TrainState:
@@ -262,16 +293,19 @@ def _check_monitor(callback: str, monitor: str | None, names: list[str]) -> None
         raise ConfigError(f"{callback} monitors {monitor!r}, which is no metric of this run.{nearest(monitor, names)}")
 
 
-def _prepare_folder(trainer: "Trainer", overwrite: bool, resumed: bool) -> Path | None:
+def _check_folder(trainer: "Trainer", overwrite: bool, resumed: bool) -> None:
+    if trainer.run_dir is not None and (Path(trainer.run_dir) / CONFIG).exists() and not (resumed or overwrite):
+        raise RunDirError(
+            f'{trainer.run_dir} holds another run. Continue it with resume="last" (--resume), delete it with '
+            "overwrite=True (--overwrite), or choose another run_dir."
+        )
+
+
+def _prepare_folder(trainer: "Trainer", resumed: bool) -> Path | None:
     if trainer.run_dir is None:
         return None
     run_dir = Path(trainer.run_dir)
     if (run_dir / CONFIG).exists() and not resumed:
-        if not overwrite:
-            raise RunDirError(
-                f'{run_dir} holds another run. Continue it with resume="last" (--resume), delete it with '
-                "overwrite=True (--overwrite), or choose another run_dir."
-            )
         for name in RUN_FILES:
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Validation, test and prediction see every example once."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -102,3 +103,22 @@ def test_statistics_are_those_of_numpy():
     np.testing.assert_array_equal(found["x"].max, exact.max(0))
     assert found["one"].std == 0
     assert found["x"].count == 1000
+
+
+@pytest.mark.parametrize("batch_size", [50, 7])
+def test_an_examples_noise_depends_on_its_place_alone(fitted, batch_size):
+    class NoiseTask(NetTask):
+        def evaluate(self, model, batch, rng):
+            return {"noise": jax.random.normal(rng)}
+
+        def predict(self, model, batch, rng):
+            return jax.random.normal(rng, (1,))
+
+    data = net_data(val=50, batch_size=batch_size)
+    trainer = gx.Trainer(max_steps=1)
+    found = trainer.predict(NoiseTask(), data, model=fitted.model)
+    again = trainer.predict(NoiseTask(), net_data(val=50), model=fitted.model)
+    np.testing.assert_array_equal(found, again)
+    assert len(set(found.tolist())) == 50
+    mean = trainer.test(NoiseTask(), data, model=fitted.model)["test/noise"]
+    assert mean == pytest.approx(np.mean(found, dtype=np.float64))

@@ -159,3 +159,101 @@ def test_a_checkpoint_of_bits_that_changed(finished, tmp_path):
     victim.write_bytes(data)
     with pytest.raises(gx.CheckpointError, match=rf"60 is damaged: .*{victim.name} altered"):
         NetTask.load(folder, "last")
+
+
+def test_a_finished_run_that_is_started_again_has_nothing_to_do(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    result = settings(folder).fit(NetTask(), net_data(), resume="auto")
+    assert_same_state(result.state, finished[1].state)
+    assert (folder / "metrics.csv").read_bytes() == (finished[0] / "metrics.csv").read_bytes()
+
+
+def test_a_run_that_was_stopped_stays_stopped(tmp_path):
+    def fit(patience, resume=None):
+        stopping = gx.EarlyStopping("val/loss", "min", patience=patience)
+        return settings(tmp_path, callbacks=[stopping]).fit(LineTask(0.0), line_data(), resume=resume)
+
+    first = fit(1)
+    again = fit(1, "auto")
+    assert again.stop_reason == first.stop_reason
+    assert int(again.state.step) == int(first.state.step) == 24
+    assert int(fit(3, "last").state.step) == 40
+
+
+def test_more_steps_than_before(finished, tmp_path):
+    """The batches go on where they were: as if the longer run had been asked for at once."""
+
+    class StepsTask(LineTask):
+        pass
+
+    recorder, whole = Recorder(), Recorder()
+    settings(tmp_path / "a", max_epochs=2).fit(StepsTask(), line_data())
+    settings(tmp_path / "a", max_epochs=4, callbacks=[recorder]).fit(StepsTask(), line_data(), resume="last")
+    settings(tmp_path / "b", max_epochs=4, callbacks=[whole]).fit(StepsTask(), line_data())
+    assert recorder.train == {step: loss for step, loss in whole.train.items() if step > 16}
+    assert (tmp_path / "a" / "metrics.csv").read_bytes() == (tmp_path / "b" / "metrics.csv").read_bytes()
+
+
+def test_rolling_and_permanent_checkpoints(tmp_path):
+    saving = gx.Checkpoint(every=gx.Steps(5), keep_last=2, keep_every=gx.Steps(20))
+    gx.Trainer(max_steps=47, run_dir=tmp_path / "a", callbacks=[saving]).fit(NetTask(), net_data())
+    assert steps_of(tmp_path / "a") == [20, 40, 45, 47]
+    saving = gx.Checkpoint(every=gx.Steps(10), keep_last=None)
+    gx.Trainer(max_steps=40, run_dir=tmp_path / "b", callbacks=[saving]).fit(NetTask(), net_data())
+    assert steps_of(tmp_path / "b") == [10, 20, 30, 40]
+
+
+def test_checkpoints_by_time(tmp_path):
+    import time
+
+    class Slow(gx.Callback):
+        def on_train_metrics(self, run, steps, metrics):
+            time.sleep(0.05)
+
+    seen = []
+
+    class Watch(gx.Callback):
+        def on_save(self, run):
+            seen.append(run.step)
+
+    saving = gx.Checkpoint(every=gx.Minutes(0.2 / 60), keep_last=None)
+    trainer = gx.Trainer(max_steps=40, steps_per_dispatch=2, run_dir=tmp_path, callbacks=[Slow(), Watch(), saving])
+    trainer.fit(NetTask(), net_data())
+    assert len(seen) >= 3
+    assert seen[-1] == 40
+    assert steps_of(tmp_path) == seen
+
+
+def test_two_checkpoint_callbacks(tmp_path):
+    with pytest.raises(gx.ConfigError, match=r"Two Checkpoint callbacks.*keep_every"):
+        gx.Trainer(max_steps=1, run_dir=tmp_path, callbacks=[gx.Checkpoint(), gx.Checkpoint()]).fit(
+            NetTask(), net_data()
+        )
+
+
+def test_an_exception_is_saved_where_it_happened(finished, tmp_path):
+    class Ends(type(net_data())):
+        """Breaks once, at the 17th batch."""
+
+        def train_dataset(self, seed):
+            def read(batch):
+                reads.append(1)
+                if len(reads) == 18:  # the first read is the look at a batch's shape
+                    raise OSError("the disk is gone")
+                return batch
+
+            reads: list = []
+            return super().train_dataset(seed).map(read)
+
+    data = net_data()
+    broken = Ends(data.train, data.val, data.test, data.batch_size)
+    folder = tmp_path / "run"
+    with pytest.raises(OSError, match="the disk is gone"):
+        settings(folder, steps_per_dispatch=1).fit(NetTask(), broken)
+    assert steps_of(folder)[-1] == 16
+    result = settings(folder).fit(NetTask(), net_data(), resume="last")
+    assert_same_state(result.state, finished[1].state)
+    assert (folder / "metrics.csv").read_bytes() == (finished[0] / "metrics.csv").read_bytes()

@@ -1,0 +1,143 @@
+"""A model's weights on disk, for whoever has no use for the rest of a run: in a checkpoint, or in one safetensors file.
+
+The file names its arrays as a checkpoint does (`params/layers/0/kernel`, `variables/norm/mean`). Its metadata are JSON:
+the task's configuration, the step, package versions, and a checksum of each array.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from galvanax.errors import CheckpointError, ConfigError, nearest
+from galvanax.trainer.checkpoints import MANIFEST, META, CheckpointFolder, read_arrays, verified_meta, weight_names
+
+PARAMS, VARIABLES = "params/", "variables/"
+# What safetensors can both write from numpy and read to it.
+DTYPES = (
+    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
+    "float16", "bfloat16", "float32", "float64", "complex64",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights that evaluation uses, on the host.
+
+    Attributes:
+      source: where they were read.
+      params: parameters by path, `{"layers/0/kernel": ...}`; averaged ones where the run averaged.
+      variables: the model's other arrays by path.
+      meta: `"task"` (its configuration), `"step"` and `"versions"`, as JSON data.
+    """
+
+    source: Path
+    params: dict[str, np.ndarray]
+    variables: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def read_weights(source: str | Path, checkpoint: str | Path = "best") -> Weights:
+    """Reads and verifies weights.
+
+    Args:
+      source: a run's folder, a checkpoint's folder, or a file written by `export_safetensors`.
+      checkpoint: of a run's folder: `"best"`, `"last"` or a step.
+
+    Raises:
+      CheckpointError: there is no such thing, or it is damaged.
+    """
+    path = Path(source)
+    return _read_file(path) if path.is_file() else _read_checkpoint(_find_checkpoint(path, checkpoint))
+
+
+def write_weights(path: Path, weights: Weights) -> None:
+    """Writes a safetensors file whole, or leaves what was there.
+
+    Raises:
+      ConfigError: an array is of a type that the format does not have, or nothing can be written there.
+    """
+    arrays = {PARAMS + name: array for name, array in weights.params.items()}
+    arrays |= {VARIABLES + name: array for name, array in weights.variables.items()}
+    for name, array in arrays.items():
+        if array.dtype.name not in DTYPES:
+            raise ConfigError(f"{name} is {describe(array)}; a safetensors file can hold {', '.join(DTYPES)}.")
+    metadata = {**weights.meta, "checksums": {name: _checksum(array) for name, array in arrays.items()}}
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, partial, {name: json.dumps(value) for name, value in metadata.items()})
+        os.replace(partial, path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def describe(array: Any) -> str:
+    """An array's type and shape, `"float32[3, 16]"`."""
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _find_checkpoint(source: Path, checkpoint: str | Path) -> Path:
+    if (source / META).is_file() or (source / MANIFEST).is_file():
+        return source
+    if not source.is_dir():
+        others = [str(entry) for entry in source.parent.iterdir()] if source.parent.is_dir() else []
+        raise CheckpointError(f"There is no run folder, checkpoint or file {source}.{nearest(str(source), others)}")
+    return CheckpointFolder(source).find(checkpoint)
+
+
+def _read_checkpoint(folder: Path) -> Weights:
+    meta = verified_meta(folder)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    prefixes = weight_names(meta)
+    wanted = {
+        name: jax.ShapeDtypeStruct(*_parse(described), sharding=sharding)
+        for name, described in meta["arrays"].items()
+        if name.startswith(prefixes)
+    }
+    loaded = read_arrays(folder, meta, wanted)
+    # In C order, which is all that safetensors can write and which a device's layout need not be.
+    arrays = {name: np.array(array, order="C") for name, array in loaded.items()}
+    params, variables = (_below(prefix, arrays) for prefix in prefixes)
+    about = {"task": meta["config"]["task"], "step": meta["step"], "versions": meta["versions"]}
+    return Weights(folder, params, variables, about)
+
+
+def _read_file(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        meta = {name: json.loads(metadata[name]) for name in ("task", "step", "versions", "checksums")}
+    except KeyError as error:
+        raise CheckpointError(f"{path} was not written by `galvanax export`: its metadata lack {error}.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+    expected, found = meta.pop("checksums"), {name: _checksum(array) for name, array in arrays.items()}
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        raise CheckpointError(f"{path} is damaged: {', '.join(wrong[:5])} altered ({len(wrong)} in all).")
+    return Weights(path, _below(PARAMS, arrays), _below(VARIABLES, arrays), meta)
+
+
+def _below(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _parse(described: str) -> tuple[tuple[int, ...], np.dtype]:
+    dtype, bracket, sizes = described.partition("[")
+    return tuple(json.loads(bracket + sizes)), jnp.dtype(dtype)
+
+
+def _checksum(array: np.ndarray) -> str:
+    return hashlib.sha256(describe(array).encode() + array.tobytes()).hexdigest()
