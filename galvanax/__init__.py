@@ -31,6 +31,8 @@ from galvanax.errors import (
 from galvanax.experiments.experiment import Experiment
 from galvanax.physics.collect import collect_random_rollouts
 from galvanax.tasks.acceleration import AccelerationTask
+from galvanax.tasks.gru_dynamics import GRUDynamicsTask
+from galvanax.tasks.learned_dynamics import GRUDynamics
 from galvanax.tasks.task import Task
 from galvanax.trainer.export import export_safetensors
 from galvanax.trainer.run import FitResult, Run
@@ -56,6 +58,8 @@ __all__ = [
     "Experiment",
     "FitResult",
     "Freeze",
+    "GRUDynamics",
+    "GRUDynamicsTask",
     "GalvanaxError",
     "GradientClipping",
     "Minutes",

@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import grain
 import mujoco
@@ -133,8 +133,8 @@ class TrajectoryDataModule(DataModule):
             grain.MapDataset.source(source).shuffle(seed=int(source_seed)).repeat()
             for source, source_seed in zip(sources, seeds, strict=True)
         ]
-        mixed = grain.MapDataset.mix(shuffled, self.weights)[: len(starts)]
-        return self._windows("train", mixed.batch(self.batch_size, drop_remainder=True))
+        batches = grain.MapDataset.mix(shuffled, self.weights).batch(self.batch_size)
+        return self._windows("train", _Epoch(batches, len(starts) // self.batch_size))
 
     def val_dataset(self) -> grain.MapDataset | None:
         """See `DataModule`."""
@@ -196,13 +196,12 @@ class TrajectoryDataModule(DataModule):
 
     def _read(self) -> list[list[Trajectory]]:
         """The usable trajectories of each source, transformed."""
-        sources = [
-            [
-                self._transformed(trajectory)
-                for trajectory in read_trajectories(source, self.period_tolerance, self.cache)
-            ]
-            for source in self._sources
-        ]
+        sources = [read_trajectories(source, self.period_tolerance, self.cache) for source in self._sources]
+        if self.transform_fn is not None:
+            # A quaternion has an entry more in qpos than in qvel.
+            surplus = 0 if self.model is None else self.model.nq - self.model.nv
+            change = functools.partial(transform, transform_fn=self.transform_fn, surplus=surplus)
+            sources = [list(map(change, trajectories)) for trajectories in sources]
         everything = [trajectory for trajectories in sources for trajectory in trajectories]
         check_alike(everything, self.period_tolerance)
         files: set[str] = set()
@@ -247,6 +246,23 @@ class TrajectoryDataModule(DataModule):
                 f"weights={self.weights} for the {len(self._sources)} sources {self._sources}; expected one number > 0 "
                 "for each."
             )
+
+
+class _Epoch(grain.MapDataset):
+    """Calls so many elements of an endless dataset an epoch; the next epoch goes on behind them.
+
+    (A slice would start each epoch somewhere else, and leave out windows of a source larger than its share by chance.)
+    """
+
+    def __init__(self, endless: grain.MapDataset, length: int):
+        super().__init__(endless)
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.slice(index) if isinstance(index, slice) else self._parent[index]
 
 
 def _are_weights(weights: Iterable[float], count: int) -> bool:

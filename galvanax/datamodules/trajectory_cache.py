@@ -52,7 +52,7 @@ class Entry:
                 nq, bounds, timestamp, states, actions = (
                     file[name] for name in ("nq", "bounds", "timestamp", "states", "actions")
                 )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except DAMAGE as error:
             logger.warning("%s is damaged (%s): reading the files again.", self.path, error)

@@ -1,6 +1,8 @@
 """Learning a system's dynamics from transitions: state and action to acceleration."""
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -118,13 +120,22 @@ class AccelerationTask(Task):
         state, action = batch["states"], batch["actions"]
         return {"accelerations": model(state, action), "next_states": model.step(state, action)}
 
-    def report(self, model: BaseDynamicsModel, datamodule: "DataModule", output_dir: Path) -> dict[str, Any]:
+    def report(
+        self,
+        model: BaseDynamicsModel,
+        datamodule: "DataModule",
+        output_dir: Path,
+        *,
+        num_examples: int | None = None,
+        beside: Mapping[str, nnx.Module] | None = None,
+    ) -> dict[str, Any]:
         """One-step and open-loop errors relative to persistence (predict no change), with two plots.
 
         `one_step_velocity_mse_over_persistence`, `open_loop_50_mse_over_persistence` (averaged over the steps) and
         `open_loop_50_final_mse_over_persistence` (the last step alone) are of fresh trajectories of C MuJoCo; with
         the prefix `mjx_` they are of the test part. Data with no system behind it has the test part alone, with the
-        prefix `test_`. Shorter trajectories put their own length in place of 50.
+        prefix `test_`. Shorter trajectories put their own length in place of 50. Models of `beside` have the same
+        figures with their names before.
         """
         # Here, since matplotlib takes a second to import and training has no use for it.
         from galvanax.tasks import dynamics_plots
@@ -133,14 +144,18 @@ class AccelerationTask(Task):
             return {}
         figures: dict[str, Any] = {}
         curves = {}
-        references = datamodule.reference_trajectories()
-        for name, (states, actions) in references.items():
+        references = {
+            name: (states[:num_examples], actions[:num_examples])
+            for name, (states, actions) in datamodule.reference_trajectories().items()
+        }
+        models = {"": model, **(beside or {})}
+        for (label, judged), (name, (states, actions)) in itertools.product(models.items(), references.items()):
             horizon = min(OPEN_LOOP_HORIZON, actions.shape[1])
-            open_loop = open_loop_error(model.step, model.layout, states, actions, horizon)
-            prefix = f"{name}_" if name else ""
+            open_loop = open_loop_error(judged.step, judged.layout, states, actions, horizon)
+            prefix = "".join(f"{part}_" for part in (label, name) if part)
             figures |= {
                 f"{prefix}one_step_velocity_mse_over_persistence": one_step_velocity_error(
-                    model.step, model.layout, states, actions
+                    judged.step, judged.layout, states, actions
                 ).ratio,
                 f"{prefix}open_loop_{horizon}_mse_over_persistence": open_loop.ratio,
                 f"{prefix}open_loop_{horizon}_final_mse_over_persistence": float(
@@ -149,7 +164,8 @@ class AccelerationTask(Task):
                 f"{prefix}open_loop_mse": open_loop.model.tolist(),
                 f"{prefix}open_loop_persistence_mse": open_loop.persistence.tolist(),
             }
-            curves[name] = open_loop
+            if judged is model:
+                curves[name] = open_loop
         if isinstance(datamodule, RolloutDataModule):
             figures["max_contacts"] = max(max_contacts(datamodule.model, states) for states, _ in references.values())
         if references:

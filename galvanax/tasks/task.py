@@ -1,6 +1,7 @@
 """The contract of a task: WHAT is learned. Pure methods, traced into one compiled program by the Trainer."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -87,8 +88,24 @@ class Task:
         """A pytree of predictions `(batch, ...)` for `Trainer.predict`."""
         raise NotImplementedError(f"{type(self).__name__} defines no predict(self, model, batch, rng).")
 
-    def report(self, model: nnx.Module, datamodule: "DataModule", output_dir: Path) -> dict[str, Any]:
-        """Figures of merit beyond the test metrics, for `evaluation.json`; may leave PNG plots in `output_dir`."""
+    def report(
+        self,
+        model: nnx.Module,
+        datamodule: "DataModule",
+        output_dir: Path,
+        *,
+        num_examples: int | None = None,
+        beside: Mapping[str, nnx.Module] | None = None,
+    ) -> dict[str, Any]:
+        """Figures of merit beyond the test metrics, for `evaluation.json`; may leave PNG plots in `output_dir`.
+
+        Args:
+          model: with evaluation weights.
+          datamodule: the run's data, or other data of the kind.
+          output_dir: for plots.
+          num_examples: how many examples to look at, where there are many.
+          beside: models of other runs of the same task, by name, to set beside this one.
+        """
         return {}
 
     @classmethod

@@ -147,13 +147,13 @@ def main(
         max_steps=num_steps,
         run_dir=folder,
         seed=3,
-        log_every=7,
+        log_every=11,  # divides few steps at which anything is saved or validated
         val_every=gx.Steps(35),
         steps_per_dispatch=steps_per_dispatch,
         callbacks=[
             gx.GradientClipping(1.0),
             gx.EMA(0.99),
-            gx.EarlyStopping("val/loss", mode="min", patience=10**6),
+            gx.EarlyStopping("val/loss", mode="min", patience=10**6, min_delta=0.5),
             gx.CSVLogger(),
             gx.TensorBoardLogger(),
             gx.Checkpoint(monitor="val/loss", mode="min", keep_best=2, keep_last=2, every=gx.Steps(save_every)),

@@ -113,14 +113,15 @@ def undisturbed(reference: Path, flags: list[str], tmp_path: Path) -> float:
 def strike(life: Life, folder: Path, rng: random.Random, number: int, span: float, aim: str) -> str | None:
     """Sends the signal at a moment drawn at random; returns which one, or None if the life had ended before.
 
-    Where it aims at a save or at a validation, it waits for one from that moment on, and then up to 30 ms.
+    Where it aims at a validation, or at a save that is not this life's first, it waits for one from that moment on, and
+    then up to 30 ms.
     """
+    before = checkpoints(folder)
     time.sleep(rng.uniform(0, span))
     extra = rng.uniform(0, 0.03) * rng.randint(0, 1)
     validations = life.said.count("validation")
     while aim != "any" and life.process.poll() is None:
-        # What a killed save left behind lies there until the next life's first steps.
-        saving = "steps" in life.said and half_done(folder)
+        saving = checkpoints(folder) != before and half_done(folder)
         if saving if aim == "save" else life.said.count("validation") > validations:
             time.sleep(extra)
             break
@@ -151,11 +152,12 @@ def half_done(folder: Path) -> bool:
 
 def compare(folder: Path, reference: Path, same_checkpoints: bool) -> Iterator[str]:
     """Names what differs between two finished runs."""
-    kept, expected = (sorted(int(path.name) for path in checkpoints(run)) for run in (folder, reference))
+    kept, expected = checkpoints(folder), checkpoints(reference)
     if same_checkpoints and kept != expected:
         yield f"checkpoints of the steps {kept}, expected {expected}"
     if kept[-1] != expected[-1]:
         yield f"the last checkpoint is of step {kept[-1]}, expected {expected[-1]}"
+        return
     sums, wanted = (digests(run / "checkpoints" / str(expected[-1])) for run in (folder, reference))
     for name in sorted(sums.keys() | wanted.keys()):
         if sums.get(name) != wanted.get(name):
@@ -180,9 +182,9 @@ def unequal(kind: str, found: list, expected: list) -> Iterator[str]:
         yield f"{kind} {index}: {found[index]}, expected {expected[index]}"
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The folders of a run's whole checkpoints."""
-    return [path for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+def checkpoints(run: Path) -> list[int]:
+    """The steps of a run's whole checkpoints."""
+    return sorted(int(path.name) for path in (run / "checkpoints").glob("[0-9]*"))
 
 
 def digests(checkpoint: Path) -> dict[str, str]:

@@ -1,0 +1,53 @@
+"""A double cart-pole's dynamics, many steps ahead, from CSV logs."""
+
+import dataclasses
+from pathlib import Path
+
+from galvanax.callbacks.checkpoint import Checkpoint
+from galvanax.callbacks.csv_logger import CSVLogger
+from galvanax.callbacks.ema import EMA
+from galvanax.callbacks.gradient_clipping import GradientClipping
+from galvanax.callbacks.model_summary import ModelSummary
+from galvanax.callbacks.progress_bar import ProgressBar
+from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
+from galvanax.cli.simulate import simulate
+from galvanax.datamodules.trajectories import TrajectoryDataModule
+from galvanax.experiments.experiment import Experiment
+from galvanax.tasks.gru_dynamics import GRUDynamicsTask
+from galvanax.trainer.schedule import Epochs
+from galvanax.trainer.trainer import Trainer
+
+LOGS = "logs/double-cart-pole"
+
+
+@dataclasses.dataclass
+class DoubleCartPoleLogs(TrajectoryDataModule):
+    """Logs in a folder; the default folder is filled by `galvanax simulate double-cart-pole` where there is none."""
+
+    data: str | tuple[str, ...] = LOGS
+    system: str | None = "double-cart-pole"
+
+    def setup(self) -> None:
+        """See `TrajectoryDataModule`."""
+        if self.data == LOGS and not Path(LOGS).exists():
+            simulate(["double-cart-pole", "--output", LOGS])
+        super().setup()
+
+
+def double_cart_pole_gru() -> Experiment:
+    """A GRU learns a double cart-pole from CSV logs, fed with its own predictions nine steps ahead."""
+    return Experiment(
+        # The rail ends, so the network must see where the cart is.
+        task=GRUDynamicsTask(absolute_coordinates=True),
+        data=DoubleCartPoleLogs(),
+        trainer=Trainer(max_epochs=100, seed=42, run_dir="runs/double-cart-pole-gru"),
+        callbacks={
+            "summary": ModelSummary(),
+            "clip": GradientClipping(1.0),
+            "ema": EMA(0.99),
+            "checkpoint": Checkpoint(monitor="val/loss", mode="min", keep_every=Epochs(10)),
+            "csv": CSVLogger(),
+            "tensorboard": TensorBoardLogger(),
+            "progress": ProgressBar(),
+        },
+    )

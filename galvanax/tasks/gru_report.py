@@ -1,0 +1,130 @@
+"""Figures and plots of multi-step predictions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from galvanax.errors import ConfigError
+from galvanax.networks.gru_dynamics import GRUEnsemble
+from galvanax.physics.error_growth import ErrorGrowth, error_growth, linear_extrapolation, persistence
+
+if TYPE_CHECKING:
+    from galvanax.datamodules.datamodule import DataModule
+    from galvanax.tasks.gru_dynamics import GRUDynamicsTask
+
+BEYOND = 10  # horizons that are looked at
+EXAMPLES = 1000
+UNITS = {"all": "normalised", "positions": "m", "angles": "rad", "rotations": "rad", "velocities": "rad/s or m/s"}
+
+
+def report_error_growth(
+    task: "GRUDynamicsTask",
+    models: Mapping[str, Any],
+    datamodule: "DataModule",
+    output_dir: Path,
+    num_examples: int | None,
+) -> dict[str, Any]:
+    """See `GRUDynamicsTask.report`; `models` are by name, the first one the run's own."""
+    assert task.history is not None
+    assert task.horizon is not None
+    model: GRUEnsemble = next(iter(models.values()))
+    states, actions = _windows(task.history, BEYOND * task.horizon, datamodule, num_examples or EXAMPLES)
+    horizon = states.shape[1] - task.history
+    true, past = states[:, task.history :], states[:, : task.history]
+    predictions = {name: _predict(task, other, states, actions) for name, other in models.items()}
+    predictions["persistence"] = persistence(past, horizon)
+    predictions["linear_extrapolation"] = linear_extrapolation(model.layout, past, horizon)
+    scale = np.asarray(model.members.features.std[...])[0, -model.layout.nv :]
+    growth = {name: error_growth(model.layout, states, true, scale) for name, states in predictions.items()}
+    ratio = growth["model"].mse["all"] / growth["persistence"].mse["all"]
+    _plot(growth, task.horizon, task.dt or 1.0, output_dir / "error_growth.png")
+    _plot_example(predictions["model"][0], states[0], task, output_dir / "predicted_vs_true.png")
+    within = slice(0, task.horizon)
+    figures: dict[str, Any] = {"num_examples": len(states), "horizon": task.horizon, "steps": horizon}
+    figures |= {f"mse_over_persistence_step_{h + 1}": float(ratio[h]) for h in range(min(task.horizon, horizon))}
+    figures["mse_over_persistence"] = ratio.tolist()
+    for name in models:
+        figures[f"{name}_mse_at_horizon"] = float(growth[name].mse["all"][within][-1])
+    figures["error_growth"] = {
+        name: {
+            "mse": {group: values.tolist() for group, values in part.mse.items()},
+            "mae": {group: values.tolist() for group, values in part.mae.items()},
+        }
+        for name, part in growth.items()
+    }
+    return figures
+
+
+def _windows(history: int, longest: int, datamodule: Any, num_examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Evenly spread windows of the test trajectories, as long as the shortest of them allows."""
+    split = next((name for name in ("test", "val", "train") if datamodule.trajectories(name)), None)
+    if split is None:
+        raise ConfigError(f"{type(datamodule).__name__} has no trajectories to evaluate on.")
+    trajectories = datamodule.trajectories(split)
+    length = min(history + longest, min(len(one.states) for one in trajectories))
+    starts = [(one, start) for one in trajectories for start in range(len(one.states) - length + 1)]
+    chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, min(num_examples, len(starts))).astype(int)]
+    return (
+        np.stack([one.states[start : start + length] for one, start in chosen]),
+        np.stack([one.actions[start : start + length] for one, start in chosen]),
+    )
+
+
+def _predict(task: "GRUDynamicsTask", model: GRUEnsemble, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    from galvanax.tasks.learned_dynamics import GRUDynamics
+
+    assert task.history is not None
+    dynamics, now = GRUDynamics(task, model), task.history - 1
+
+    @jax.jit
+    def predict(states: jax.Array, actions: jax.Array) -> jax.Array:
+        past = dynamics.init_history(states[:, : now + 1], actions[:, : now + 1])
+        return dynamics.rollout(past, actions[:, now:-1])
+
+    return np.asarray(predict(jnp.asarray(states), jnp.asarray(actions)))
+
+
+def _plot(growth: Mapping[str, ErrorGrowth], horizon: int, dt: float, path: Path) -> None:
+    groups = list(next(iter(growth.values())).mse)
+    figure = Figure(figsize=(3.6 * len(groups), 3.4), layout="constrained")
+    styles = {"persistence": ("0.55", "--"), "linear_extrapolation": ("0.55", ":")}
+    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        for index, (name, part) in enumerate(growth.items()):
+            color, line = styles.get(name, (f"C{index}", "-"))
+            times = dt * np.arange(1, len(part.mse[group]) + 1)
+            axes.semilogy(times, part.mse[group], color=color, linestyle=line, label=name.replace("_", " "))
+        axes.axvline(dt * horizon, color="0.8", linewidth=1, zorder=0)
+        axes.set(xlabel="time ahead (s)", title=group, ylabel=f"mean squared error ({UNITS[group]}, squared)")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+def _plot_example(predicted: np.ndarray, states: np.ndarray, task: "GRUDynamicsTask", path: Path) -> None:
+    assert task.layout is not None
+    assert task.history is not None
+    count, dt = states.shape[-1], task.dt or 1.0
+    figure = Figure(figsize=(9.6, 1.6 * -(-count // 2)), layout="constrained")
+    times = dt * (np.arange(len(states)) - task.history + 1)
+    for index, axes in enumerate(figure.subplots(-(-count // 2), 2, squeeze=False, sharex=True).ravel()[:count]):
+        name = f"qpos {index}" if index < task.layout.nq else f"qvel {index - task.layout.nq}"
+        axes.plot(times, states[:, index], color="0.55", linewidth=3, label="true")
+        axes.plot(times[task.history :], predicted[:, index], color="tab:blue", label="model, fed back")
+        axes.axvline(0, color="0.8", linewidth=1, zorder=0)
+        axes.set(ylabel=name)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False, fontsize="small")
+    figure.supxlabel("time from the present (s)", fontsize="medium")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
