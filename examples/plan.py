@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,10 +23,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import galvanax as gx
-from galvanax.physics import MPPI, Dynamics, MJXDynamics, load_model
+from galvanax.physics import MPPI, Dynamics, MJXDynamics, StateLayout, load_model
 from galvanax.trainer.compile_cache import enable_compile_cache
 
 CONTROL_DT = 0.02  # s
+SATURATION = 10.0  # of the terminal cost: a pole that hangs costs 2 each step
 
 
 @dataclasses.dataclass
@@ -52,7 +54,7 @@ class Plan:
 
 
 class Episode(NamedTuple):
-    """States `(steps + 1, nq + nv)`, actions `(steps, nu)` and the seconds it took."""
+    """States `(steps + 1, nq + nv)`, actions `(steps, nu)` and the seconds it took, compiling included."""
 
     states: np.ndarray
     actions: np.ndarray
@@ -71,26 +73,58 @@ def height(state: jax.Array) -> jax.Array:
 
 def cost(state: jax.Array, action: jax.Array) -> jax.Array:
     """Low for poles that stand still upright in the middle of the rail."""
-    dofs = state.shape[-1] // 2
-    position, velocity = state[0], state[dofs:]
+    position, velocity = state[0], state[state.shape[-1] // 2 :]
     poles = jnp.sum(1 - jnp.cos(pole_angles(state)))
     return poles + 0.1 * position**2 + 0.01 * jnp.sum(velocity**2) + 0.01 * jnp.sum(action**2)
 
 
-def make_planner(model: mujoco.MjModel, dynamics: Dynamics, num_samples: int) -> MPPI:
+def make_terminal_cost(model: mujoco.MjModel) -> Callable[[jax.Array], jax.Array]:
+    """What it costs to stay upright from a state on, by the Riccati equation of the system linearised there.
+
+    Two poles fall apart so fast that no open-loop plan holds them for a second: without an end that counts on being
+    controlled, the planner can't tell a good plan from a bad one. Far from the top, where the linear system says
+    nothing, the cost grows with its logarithm only.
+    """
+    data, size = mujoco.MjData(model), 2 * model.nv
+    a, b = np.zeros((size, size)), np.zeros((size, model.nu))
+    mujoco.mjd_transitionFD(model, data, 1e-6, True, a, b, None, None)
+    substeps = round(CONTROL_DT / model.opt.timestep)
+    b = sum(np.linalg.matrix_power(a, i) @ b for i in range(substeps))
+    a = np.linalg.matrix_power(a, substeps)
+    upright = jnp.zeros(size)
+    with jax.enable_x64(True):
+        q = np.asarray(jax.hessian(cost)(jnp.zeros(size), jnp.zeros(model.nu))) / 2
+        r = np.asarray(jax.hessian(cost, 1)(jnp.zeros(size), jnp.zeros(model.nu))) / 2
+    value = q
+    for _ in range(2000):
+        gain = np.linalg.solve(r + b.T @ value @ b, b.T @ value @ a)
+        value = q + a.T @ value @ (a - b @ gain)
+    value = jnp.asarray(value, jnp.float32)
+    layout = StateLayout.from_model(model)
+
+    def terminal_cost(state: jax.Array) -> jax.Array:
+        error = layout.difference(state, upright)
+        return SATURATION * jnp.log1p(error @ value @ error / SATURATION)
+
+    return terminal_cost
+
+
+def make_planner(model: mujoco.MjModel, dynamics: Dynamics, settings: Plan) -> MPPI:
     """MPPI with settings for these systems."""
     low, high = model.actuator_ctrlrange.T
+    # Swinging up takes foresight; holding up is easier without the samples that fall later.
+    horizon, num_knots = (50, 13) if settings.start == "hanging" else (25, 7)
     return MPPI(
         dynamics=dynamics,
         cost=cost,
-        terminal_cost=lambda state: 10 * cost(state, jnp.zeros(model.nu)),
+        terminal_cost=make_terminal_cost(model),
         action_min=low,
         action_max=high,
         noise_std=0.5,
         temperature=0.5,
-        horizon=50,
-        num_knots=13,
-        num_samples=num_samples,
+        horizon=horizon,
+        num_knots=num_knots,
+        num_samples=settings.num_samples,
     )
 
 
@@ -104,12 +138,11 @@ def draw_start(model: mujoco.MjModel, start: str, seed: int) -> np.ndarray:
 
 
 def run_episode(
-    model: mujoco.MjModel, dynamics: Dynamics, step, plan: jax.Array, start: np.ndarray, seed: int, num_steps: int
+    model: mujoco.MjModel, step: Callable, plan: jax.Array, length: int, start: np.ndarray, seed: int, num_steps: int
 ) -> Episode:
-    """Control on C MuJoCo, planning anew at every control step from what was seen."""
+    """Control on C MuJoCo, planning anew at every control step from the last `length` states."""
     began, data = time.perf_counter(), mujoco.MjData(model)
     data.qpos, data.qvel = start[: model.nq], start[model.nq :]
-    length = getattr(dynamics, "history_length", 1)
     # Before the first step, the poles were held where they start.
     states, actions = [start] * length, [np.zeros(model.nu)] * (length - 1)
     for t in range(num_steps):
@@ -147,7 +180,7 @@ def plot(episodes: dict[str, list[Episode]], path: Path) -> None:
                 label = f"start {seed}" if pole == 0 else None
                 column[0].plot(times, angles[:, pole], style, color=f"C{seed}", label=label)
             column[1].plot(times, episode.states[:, 0], color=f"C{seed}")
-        column[0].set(title=f"{name} model", ylabel="poles from upright (deg; second pole dotted)")
+        column[0].set(title=f"{name} model", ylabel="poles from upright (deg)\n2nd pole dotted")
         column[0].legend(frameon=False)
         column[1].set(xlabel="time (s)", ylabel="cart (m)")
         for axes in column:
@@ -159,12 +192,16 @@ def main(settings: Plan) -> None:
     """Runs all starts with each model."""
     enable_compile_cache()
     model = load_model(settings.system)
-    models: dict[str, Dynamics] = {"true": MJXDynamics(model, CONTROL_DT)}
+    # Each with the number of past states that it wants to see.
+    models: dict[str, tuple[Dynamics, int]] = {"true": (MJXDynamics(model, CONTROL_DT), 1)}
     if settings.run_dir is not None:
-        models["learned"] = gx.GRUDynamics.load(settings.run_dir)
+        learned = gx.GRUDynamics.load(settings.run_dir, system=model)
+        if not math.isclose(learned.dt, CONTROL_DT, rel_tol=1e-3):
+            raise gx.ConfigError(f"{settings.run_dir} learned steps of {learned.dt} s; expected {CONTROL_DT} s")
+        models["learned"] = learned, learned.task.history
     episodes: dict[str, list[Episode]] = {}
-    for name, dynamics in models.items():
-        planner = make_planner(model, dynamics, settings.num_samples)
+    for name, (dynamics, length) in models.items():
+        planner = make_planner(model, dynamics, settings)
 
         @jax.jit
         def step(plan, past, rng, planner=planner):
@@ -174,7 +211,7 @@ def main(settings: Plan) -> None:
         for seed in range(settings.seeds):
             start = draw_start(model, settings.start, seed)
             num_steps = round(settings.seconds / CONTROL_DT)
-            episode = run_episode(model, dynamics, step, planner.init(), start, seed, num_steps)
+            episode = run_episode(model, step, planner.init(), length, start, seed, num_steps)
             episodes[name].append(episode)
             figures = "  ".join(f"{key} {value:6.3f}" for key, value in summarize(episode).items())
             print(f"{settings.system}, {name} model, start {seed}:  {figures}", flush=True)

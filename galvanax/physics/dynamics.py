@@ -26,7 +26,8 @@ class Dynamics(Protocol):
 
         Args:
           states: `(..., history, state_dim)`, the last one being the present state.
-          actions: `(..., history, action_dim)`.
+          actions: `(..., history, action_dim)`, each taken at the state beside it. The last one is still to be taken
+            and is not looked at.
 
         Returns:
           A pytree whose arrays have the leading axes `...`.

@@ -19,7 +19,8 @@ class PlanInfo(NamedTuple):
     Attributes:
       actions: the plan from now on, `(horizon, action_dim)`.
       best_cost: the lowest cost of a sample in the last iteration; infinite when all diverged.
-      effective_samples: `1 / Σ w²` of the last iteration's weights: 1 when a single sample decides.
+      effective_samples: `1 / Σ w²` of the last iteration's weights: 1 when a single sample decides,
+        0 when all diverged.
       diverged: the fraction of samples with a state or cost that isn't finite.
     """
 
@@ -117,7 +118,8 @@ class SamplingMPC(abc.ABC):
             weights = self.weights(costs)
             # With nothing to go by, the plan stays.
             mean = jnp.where(jnp.sum(weights) > 0, jnp.tensordot(weights, samples, 1), mean)
-            info = PlanInfo(mean, jnp.min(costs), 1 / jnp.sum(weights**2), jnp.mean(~jnp.isfinite(costs)))
+            effective = jnp.sum(weights) / jnp.maximum(jnp.sum(weights**2), 1e-30)
+            info = PlanInfo(mean, jnp.min(costs), effective, jnp.mean(~jnp.isfinite(costs)))
             return (mean, self.next_std(std, weights, samples, mean)), info
 
         (mean, _), infos = jax.lax.scan(improve, (plan, std), jax.random.split(rng, self.iterations))

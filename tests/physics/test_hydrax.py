@@ -14,8 +14,21 @@ from galvanax.physics.quiet_mjx import mjx
 DT = 0.1
 
 
+FLOATING = """
+<mujoco>
+  <worldbody>
+    <body>
+      <freejoint/><geom type="box" size=".1 .2 .3"/>
+      <body pos="0 0 .4"><joint name="h" axis="0 1 0"/><geom size=".1"/><site name="end" pos=".3 0 .2"/></body>
+    </body>
+  </worldbody>
+  <actuator><motor joint="h"/></actuator>
+</mujoco>
+"""
+
+
 class Task:
-    """Costs that read where the bodies are; `site` is the end of the ball-jointed branch."""
+    """Costs that read where the bodies are."""
 
     def __init__(self, model):
         self.model, self.dt = mjx.put_model(model), model.opt.timestep
@@ -71,22 +84,8 @@ class Memory:
 
 
 @pytest.fixture(scope="module")
-def mixed_with_site(mixed):
-    spec = mujoco.MjSpec.from_string(MIXED_WITH_SITE)
-    return spec.compile()
-
-
-MIXED_WITH_SITE = """
-<mujoco>
-  <worldbody>
-    <body>
-      <freejoint/><geom type="box" size=".1 .2 .3"/>
-      <body pos="0 0 .4"><joint name="h" axis="0 1 0"/><geom size=".1"/><site name="end" pos=".3 0 .2"/></body>
-    </body>
-  </worldbody>
-  <actuator><motor joint="h"/></actuator>
-</mujoco>
-"""
+def floating():
+    return mujoco.MjModel.from_xml_string(FLOATING)
 
 
 def random_state(model, seed=0):
@@ -103,8 +102,8 @@ def true_site(model, state):
     return data.site_xpos.copy(), data.xpos.copy()
 
 
-def test_kinematics_are_mujocos(mixed_with_site):
-    model, state = mixed_with_site, random_state(mixed_with_site)
+def test_kinematics_are_mujocos(floating):
+    model, state = floating, random_state(floating)
     device_model = mjx.put_model(model)
     data = jax.jit(refresh_kinematics)(device_model, mjx.make_data(model), jnp.asarray(state))
     sites, bodies = true_site(model, state)
@@ -114,8 +113,8 @@ def test_kinematics_are_mujocos(mixed_with_site):
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["past", "no past"])
-def test_a_controller_simulates_with_our_dynamics(mixed_with_site, told):
-    model, state = mixed_with_site, random_state(mixed_with_site)
+def test_a_controller_simulates_with_our_dynamics(floating, told):
+    model, state = floating, random_state(floating)
     controller = Learned(Task(model), DT)
     controller.dynamics, controller.history_length = Memory(), 4
     data = mjx.make_data(model).replace(

@@ -125,7 +125,7 @@ def strike(life: Life, folder: Path, rng: random.Random, number: int, span: floa
         if saving if aim == "save" else life.said.count("validation") > validations:
             time.sleep(extra)
             break
-        time.sleep(0.0005)
+        time.sleep(0.002)
     phase, saving = life.phase, half_done(folder)
     if life.process.poll() is not None or phase == "bye":
         return None

@@ -11,6 +11,7 @@ from stress.test_kill import compare, scalars
 from support import NetTask, Recorder, assert_same_state, net_data
 
 import galvanax as gx
+from galvanax.trainer.checkpoints import CheckpointFolder
 
 STEPS = 60
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -142,6 +143,23 @@ def test_in_another_thread(undisturbed, tmp_path):
     assert isinstance(outcome[0], gx.FitResult), outcome
     assert_same_state(outcome[0].state, undisturbed[1].state)
     assert saved_steps(tmp_path / "run") == [STEPS]
+
+
+@pytest.mark.parametrize("told", ["stop", "continue"])
+def test_says_where_only_if_it_was_saved(tmp_path, capfd, monkeypatch, told):
+    def full(self, step, arrays, meta):
+        raise gx.CheckpointError(f"Step {step} could not be saved to {self.path}: No space left on device")
+
+    monkeypatch.setattr(CheckpointFolder, "save", full)
+    trainer = gx.Trainer(
+        max_steps=STEPS,
+        run_dir=tmp_path / "run",
+        callbacks=[gx.Checkpoint(every=gx.Steps(1000), on_save_error=told), Send(signal.SIGTERM, 23)],
+    )
+    with pytest.raises((gx.Preempted, gx.CheckpointError)):
+        trainer.fit(NetTask(), net_data())
+    assert saved_steps(tmp_path / "run") == []
+    assert "saved to" not in "".join(capfd.readouterr()).replace("could not be saved to", "")
 
 
 # What a process does can be seen from outside alone.
