@@ -4,7 +4,6 @@ import dataclasses
 import signal
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -161,8 +160,12 @@ class Checkpoint(Callback):
     def _leave(self, run: "Run") -> None:
         self._writer.close()
         name = signal.Signals(self._signal or 0).name
-        where: Path = self._folder.path / str(run.step)
-        print(f'{name} at step {run.step}: saved to {where}; go on with resume="last" (--resume).', flush=True)
+        steps = self._folder.steps()
+        if run.step in steps:
+            what = f'saved to {self._folder.path / str(run.step)}; go on with resume="last" (--resume)'
+        else:
+            what = f"not saved; the newest checkpoint is {self._folder.path / str(steps[-1]) if steps else 'none'}"
+        print(f"{name} at step {run.step}: {what}.", flush=True)
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(name, run.step)

@@ -28,7 +28,9 @@ class TensorBoardLogger(Callback):
         if run.resumed:
             for path in folder.glob("events.*"):
                 _cut(path, run.step)
-        self._writer = SummaryWriter(str(folder))
+        # Two files of the same second would have one name, and the second would empty the first.
+        number = len(list(folder.glob("events.*")))
+        self._writer = SummaryWriter(str(folder), filename_suffix=f".{number}")
         self._last = (run.step, time.monotonic())
 
     def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
