@@ -62,12 +62,14 @@ def report_error_growth(
 
 
 def _windows(history: int, longest: int, datamodule: Any, num_examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Evenly spread windows of the test trajectories, as long as the shortest of them allows."""
+    """Evenly spread windows of the test trajectories, and their actions."""
     split = next((name for name in ("test", "val", "train") if datamodule.trajectories(name)), None)
     if split is None:
         raise ConfigError(f"{type(datamodule).__name__} has no trajectories to evaluate on.")
     trajectories = datamodule.trajectories(split)
-    length = min(history + longest, min(len(one.states) for one in trajectories))
+    # At most half a trajectory, so that a short one still gives many windows.
+    shortest = min(len(one.states) for one in trajectories)
+    length = min(history + longest, max(history + longest // BEYOND, shortest // 2))
     starts = [(one, start) for one in trajectories for start in range(len(one.states) - length + 1)]
     chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, min(num_examples, len(starts))).astype(int)]
     return (

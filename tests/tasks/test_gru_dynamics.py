@@ -224,7 +224,7 @@ def test_the_report_stands_beside_simple_predictors_and_another_run(fitted, tmp_
     figures = result.task.report(result.model, data, tmp_path, num_examples=7, beside={"other": result.model})
     json.dumps(figures)
     assert figures["num_examples"] == 7
-    assert figures["steps"] == 50
+    assert figures["steps"] == 24
     growth = figures["error_growth"]
     assert set(growth) == {"model", "other", "persistence", "linear_extrapolation"}
     assert set(growth["model"]["mse"]) == set(growth["model"]["mae"]) == {"all", "positions", "angles", "velocities"}

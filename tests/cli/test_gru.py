@@ -1,0 +1,36 @@
+"""From simulated logs to an evaluation beside another run, by the command alone."""
+
+import json
+
+from galvanax.cli.main import main
+
+
+def test_logs_to_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["simulate", "double-cart-pole", "--output", "logs", "--num-trajectories", "12", "--length", "60"])
+    short = ["--data.data", "logs", "--trainer.max-epochs", "8", "--task.hidden-size", "16", "--data.history", "5"]
+    short += ["--task.learning-rate", "0.01"]
+    main(["fit", "double-cart-pole-gru", *short])
+    main(
+        [
+            "fit",
+            "double-cart-pole-gru",
+            *short,
+            "--task.train-horizon",
+            "1",
+            "--trainer.run-dir",
+            "one",
+            "--no-evaluate",
+        ]
+    )
+    figures = json.loads((tmp_path / "runs" / "double-cart-pole-gru" / "evaluation.json").read_text())
+    assert figures["mse_over_persistence_step_9"] < 1
+    assert figures["steps"] == 25  # half a trajectory
+    capsys.readouterr()
+    flags = ["--beside", "one", "--num-examples", "3", "--output-dir", "results", "--data", "logs"]
+    main(["evaluate", "runs/double-cart-pole-gru", *flags])
+    figures = json.loads((tmp_path / "results" / "evaluation.json").read_text())
+    assert figures["num_examples"] == 3
+    assert set(figures["error_growth"]) == {"model", "one", "persistence", "linear_extrapolation"}
+    assert (tmp_path / "results" / "plots" / "error_growth.png").exists()
+    assert "mse_over_persistence_step_9" in capsys.readouterr().out
