@@ -13,7 +13,7 @@ from galvanax.datamodules.trajectory_columns import GROUPS, TIME
 from galvanax.errors import ConfigError
 from galvanax.physics.collect import Rollouts, collect_random_rollouts, control_range
 from galvanax.physics.models import load_model
-from galvanax.physics.starts import WideStart
+from galvanax.physics.starts import NarrowStart, WideStart
 
 
 @dataclasses.dataclass
@@ -29,6 +29,8 @@ class SimulateCommand:
       num_trajectories: number of files.
       length: rows in each.
       control_dt: seconds from a row to the next.
+      near_reference: start near the model's reference pose, each joint moved by up to this much (rad or m), instead of
+        anywhere; for logs of what matters to a planner, such as poles that are nearly upright.
       velocity_range: lowest and highest velocity at the start, of every joint (rad/s or m/s).
       correlation_time: seconds over which controls resemble each other; 0 for a new one each row.
       action_limit: largest control of actuators without limits, in their units.
@@ -41,6 +43,7 @@ class SimulateCommand:
     num_trajectories: int = 100
     length: int = 300
     control_dt: float = 0.02
+    near_reference: float | None = None
     velocity_range: tuple[float, float] = (-2.0, 2.0)
     correlation_time: float = 0.1
     action_limit: float = 1.0
@@ -62,7 +65,7 @@ def simulate(arguments: list[str]) -> None:
         command.length,
         *control_range(model, command.action_limit),
         jax.random.key(command.seed),
-        WideStart(*command.velocity_range),
+        _starts(command),
         command.control_dt,
         command.correlation_time,
     )
@@ -71,6 +74,15 @@ def simulate(arguments: list[str]) -> None:
     command.output.mkdir(parents=True, exist_ok=True)
     write_csv_files(command.output, rollouts, model.nq, command.control_dt)
     print(f"wrote {command.num_trajectories} trajectories of {command.length} rows to {command.output}")
+
+
+def _starts(command: SimulateCommand) -> WideStart | NarrowStart:
+    if command.near_reference is None:
+        return WideStart(*command.velocity_range)
+    low, high = command.velocity_range
+    if low != -high:
+        raise ConfigError(f"velocity_range={low} {high}: with near_reference, expected as much either way, as -1 1.")
+    return NarrowStart(command.near_reference, high)
 
 
 def write_csv_files(folder: Path, rollouts: Rollouts, nq: int, control_dt: float) -> None:

@@ -2,7 +2,18 @@
 
 import json
 
+import numpy as np
+
+import galvanax as gx
 from galvanax.cli.main import main
+
+
+def test_logs_near_the_reference_pose(tmp_path):
+    flags = ["--near-reference", "0.2", "--velocity-range", "-0.5", "0.5", "--num-trajectories", "5", "--length", "3"]
+    main(["simulate", "double-cart-pole", "--output", str(tmp_path / "logs"), *flags])
+    starts = np.stack([one.states[0] for one in gx.read_trajectories(str(tmp_path / "logs"))])
+    assert 0.1 < np.abs(starts[:, :3]).max() <= 0.2
+    assert 0.25 < np.abs(starts[:, 3:]).max() <= 0.5
 
 
 def test_logs_to_evaluation(tmp_path, monkeypatch, capsys):
