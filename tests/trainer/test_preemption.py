@@ -4,11 +4,13 @@ import os
 import re
 import signal
 import threading
+import time
 
 import pytest
 from stress.child import Life
 from stress.test_kill import compare, scalars
 from support import NetTask, Recorder, assert_same_state, net_data
+from tensorboardX.event_file_writer import EventsWriter
 
 import galvanax as gx
 from galvanax.trainer.checkpoints import CheckpointFolder
@@ -160,6 +162,37 @@ def test_says_where_only_if_it_was_saved(tmp_path, capfd, monkeypatch, told):
         trainer.fit(NetTask(), net_data())
     assert saved_steps(tmp_path / "run") == []
     assert "saved to" not in "".join(capfd.readouterr()).replace("could not be saved to", "")
+
+
+def test_what_was_logged_is_on_disk_before_a_save(tmp_path, monkeypatch):
+    """Else a kill after the save loses rows that no resumed run writes again."""
+
+    class Look(gx.Callback):
+        def on_fit_start(self, run):
+            self.logged, self.saves = 0, 0
+
+        def on_train_log(self, run, step, metrics):
+            self.logged += len(metrics)
+
+        def on_validation_end(self, run, metrics):
+            self.logged += len(metrics)
+
+        def on_save(self, run):
+            self.saves += 1
+            lines = (run.run_dir / "metrics.csv").read_text().splitlines()[1:]
+            assert sum(cell != "" for line in lines for cell in line.split(",")[2:]) == self.logged
+            assert len(scalars(run.run_dir)) == self.logged
+
+    def slow_write(self, event):
+        time.sleep(0.005)
+        return write(self, event)
+
+    write = EventsWriter.write_event
+    monkeypatch.setattr(EventsWriter, "write_event", slow_write)
+    look = Look()
+    saving = [gx.CSVLogger(), gx.TensorBoardLogger(), look, gx.Checkpoint(every=gx.Steps(5))]
+    gx.Trainer(max_steps=30, run_dir=tmp_path / "run", log_every=4, callbacks=saving).fit(NetTask(), net_data())
+    assert look.saves >= 6
 
 
 # What a process does can be seen from outside alone.
