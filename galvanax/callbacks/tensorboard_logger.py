@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from galvanax.callbacks.callback import Callback
 
@@ -28,9 +29,11 @@ class TensorBoardLogger(Callback):
         if run.resumed:
             for path in folder.glob("events.*"):
                 _cut(path, run.step)
-        # Two files of the same second would have one name, and the second would empty the first.
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not SummaryWriter: its flush leaves what is still in its queue, and a save must find all rows on the disk. The
+        # number is there since two files of the same second would have one name.
         number = len(list(folder.glob("events.*")))
-        self._writer = SummaryWriter(str(folder), filename_suffix=f".{number}")
+        self._writer: EventsWriter | None = EventsWriter(str(folder / "events"), f".{number}")
         self._last = (run.step, time.monotonic())
 
     def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
@@ -45,19 +48,26 @@ class TensorBoardLogger(Callback):
 
     def on_save(self, run: "Run") -> None:
         """See `Callback`."""
-        self._writer.flush()
+        if self._writer is not None:  # the last save comes after the end
+            self._writer.flush()
 
     def on_fit_end(self, run: "Run", result: "FitResult") -> None:
         """See `Callback`."""
-        self._writer.close()
+        self._close()
 
     def on_exception(self, run: "Run", error: BaseException) -> None:
         """See `Callback`."""
-        self._writer.close()
+        self._close()
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
+        assert self._writer is not None
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def _cut(path: Path, step: int) -> None:
