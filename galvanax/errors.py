@@ -20,6 +20,10 @@ class NonFiniteError(GalvanaxError, FloatingPointError):
     """A loss became NaN or infinite; names the metric and the step."""
 
 
+class RenderError(GalvanaxError, RuntimeError):
+    """A picture or a film that can't be made here."""
+
+
 class RunDirError(GalvanaxError, FileExistsError):
     """A run folder that already holds a run, or holds none where one was asked for."""
 

@@ -13,6 +13,7 @@ USAGE = """usage: galvanax COMMAND ...
   evaluate RUN_DIR [--checkpoint CHECKPOINT]                     measure a finished run again
   export RUN_DIR --output FILE [--checkpoint CHECKPOINT]         write a run's weights to a safetensors file
   simulate SYSTEM --output DIR [flags]                           write CSV logs of a system's random motion
+  render SOURCE [--output DIR] [--camera NAME] [flags]           film, contact sheet, web page of a trajectory or model
   list                                                           the experiments
 
 EXPERIMENT is a name from `galvanax list`, or path/to/file.py:name of your own gx.Experiment."""
@@ -39,9 +40,17 @@ def _command(name: str) -> Callable[[list[str]], None]:
     from galvanax.cli.evaluate import evaluate
     from galvanax.cli.export import export
     from galvanax.cli.fit import fit
+    from galvanax.cli.render import render
     from galvanax.cli.simulate import simulate
 
-    commands = {"fit": fit, "evaluate": evaluate, "export": export, "simulate": simulate, "list": _list}
+    commands = {
+        "fit": fit,
+        "evaluate": evaluate,
+        "export": export,
+        "simulate": simulate,
+        "render": render,
+        "list": _list,
+    }
     if name not in commands:
         print(f"galvanax: error: unknown command {name!r}.{nearest(name, commands)}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
