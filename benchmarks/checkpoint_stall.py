@@ -70,7 +70,7 @@ class Case:
 CASES = (
     Case("small MLP, batch 128", 128, 128, 6400),
     Case("step of about 2 ms", 256, 512, 2000),
-    Case("step of about 10 ms", 512, 512, 500),
+    Case("step of about 10 ms", 512, 1024, 500),
 )
 
 

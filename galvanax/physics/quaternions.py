@@ -28,6 +28,13 @@ def normalize(quaternion: jax.Array) -> jax.Array:
     return quaternion / jnp.linalg.norm(quaternion, axis=-1, keepdims=True)
 
 
+def rotate(quaternion: jax.Array, vector: jax.Array) -> jax.Array:
+    """A vector `(..., 3)` turned by a unit quaternion `(..., 4)`."""
+    scalar, axis = quaternion[..., :1], quaternion[..., 1:]
+    twice = 2 * jnp.cross(axis, vector)
+    return vector + scalar * twice + jnp.cross(axis, twice)
+
+
 def from_rotation_vector(vector: jax.Array) -> jax.Array:
     """The exponential map: axis times angle (rad) `(..., 3)` to a unit quaternion `(..., 4)`."""
     squared = jnp.sum(vector**2, axis=-1, keepdims=True)
