@@ -15,9 +15,7 @@ def bundled_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.xml"))}
 
 
-def load_model(
-    name_or_path: str | Path, edit: Callable[[mujoco.MjSpec], None] | None = None
-) -> mujoco.MjModel:
+def load_model(name_or_path: str | Path, edit: Callable[[mujoco.MjSpec], None] | None = None) -> mujoco.MjModel:
     """Compiles a bundled model or an MJCF file.
 
     Args:

@@ -1,0 +1,123 @@
+"""Many environments side by side, each with a fresh random episode when one ends."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from galvanax.errors import ConfigError
+
+# Environments that are reset in one go: a share of the batch, since few end at the same step.
+_RESET_SHARE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoReset:
+    """A batch of `env`, of brax's convention, whose episodes end and begin by themselves.
+
+    Where an episode ends, the next one starts from a *new* random state (brax starts every one from the first), and
+    the returned state holds the new episode's observation. What the policy would have seen next is kept:
+
+      `info["final_observation"]`: the true last observation of the step, before any reset. Bootstrap from it.
+      `info["truncation"]`: 1.0 where the time limit ended the episode and nothing else did.
+      `info["steps"]`: control steps of the running episode so far; of the ended one where `done`.
+      `info["episode_return"]`, `info["episode_metrics"]`: sums over the same steps.
+
+    `done` is 1.0 for both kinds of end. An environment may define `next_episode(state, rng)` to carry something over
+    from the ended episode (a curriculum's level, properties drawn once per environment); otherwise `reset(rng)` is
+    called.
+
+    Attributes:
+      env: one environment.
+      episode_length: the time limit in control steps; by default the environment's own, else 1000.
+    """
+
+    env: Any
+    episode_length: int = 0
+
+    def __post_init__(self) -> None:
+        limit = self.episode_length or getattr(self.env, "episode_length", 1000)
+        if not isinstance(limit, int) or limit < 1:
+            raise ConfigError(f"AutoReset.episode_length={limit!r}: expected a whole number of at least 1.")
+        object.__setattr__(self, "episode_length", limit)
+
+    def reset(self, rng: jax.Array) -> Any:
+        """Fresh episodes for keys `(num_envs,)`."""
+        keys = jax.vmap(jax.random.split)(rng)
+        state = jax.vmap(self.env.reset)(keys[:, 0])
+        zeros = jnp.zeros(rng.shape[0])
+        # Arrays of the carry's final types, so that a scan can carry the state.
+        info = {
+            **state.info,
+            "auto_reset_rng": keys[:, 1],
+            "final_observation": state.obs,
+            "truncation": zeros,
+            "steps": zeros,
+            "episode_return": zeros,
+            "episode_metrics": {name: zeros for name in state.metrics},
+        }
+        return _strong(state.replace(info=info, reward=zeros, done=zeros))
+
+    def step(self, state: Any, action: jax.Array) -> Any:
+        """One control step of every environment under actions `(num_envs, action_size)`."""
+        running = 1 - state.done
+        # Environments may hand the old `done` on: a new episode starts with 0.
+        stepped = jax.vmap(self.env.step)(state.replace(done=jnp.zeros_like(state.done)), action)
+        steps = state.info["steps"] * running + 1
+        timed_out = (steps >= self.episode_length).astype(stepped.done.dtype)
+        done = jnp.maximum(stepped.done, timed_out)
+        info = {
+            **stepped.info,
+            "auto_reset_rng": state.info["auto_reset_rng"],
+            "final_observation": stepped.obs,
+            "truncation": timed_out * (1 - stepped.done),
+            "steps": steps,
+            "episode_return": state.info["episode_return"] * running + stepped.reward,
+            "episode_metrics": {
+                name: state.info["episode_metrics"][name] * running + value for name, value in stepped.metrics.items()
+            },
+        }
+        ended = stepped.replace(done=done, info=info)
+        return _cast_like(self._restart(ended), state)
+
+    def _restart(self, state: Any) -> Any:
+        """Replaces ended episodes by fresh ones, a share of the batch at a time, as many shares as needed."""
+        num_envs = state.done.shape[0]
+        share = -(-num_envs // _RESET_SHARE)
+        count = jnp.sum(state.done > 0)
+        order = jnp.argsort(state.done <= 0, stable=True)  # ended ones first
+        order = jnp.concatenate([order, jnp.full(share, num_envs, order.dtype)])
+
+        def restart_some(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            start, state = carry
+            rows = jax.lax.dynamic_slice(order, (start,), (share,))
+            # Rows past the ended ones are aimed outside the batch, where scatters drop them.
+            rows = jnp.where(start + jnp.arange(share) < count, rows, num_envs)
+            old = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), state)
+            keys = jax.vmap(jax.random.split)(old.info["auto_reset_rng"])
+            fresh = self._next_episodes(old, keys[:, 0])
+            kept = ("final_observation", "truncation", "steps", "episode_return", "episode_metrics")
+            info = {**fresh.info, "auto_reset_rng": keys[:, 1], **{name: old.info[name] for name in kept}}
+            # Keys of wrappers around or inside pass through.
+            info = {name: info.get(name, value) for name, value in old.info.items()}
+            new = fresh.replace(reward=old.reward, done=old.done, metrics=old.metrics, info=info)
+            new = _cast_like(new, old)
+            put = jax.tree.map(lambda leaf, value: leaf.at[rows].set(value, mode="drop"), state, new)
+            return start + share, put
+
+        state = _strong(state)
+        return jax.lax.while_loop(lambda carry: carry[0] < count, restart_some, (jnp.int32(0), state))[1]
+
+    def _next_episodes(self, old: Any, keys: jax.Array) -> Any:
+        next_episode = getattr(self.env, "next_episode", None)
+        return jax.vmap(self.env.reset)(keys) if next_episode is None else jax.vmap(next_episode)(old, keys)
+
+
+def _strong(tree: Any) -> Any:
+    """Without weak types, which a loop's carry can't change."""
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), tree, like)

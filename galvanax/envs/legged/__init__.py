@@ -1,0 +1,1 @@
+"""Legged robots that are asked to walk at a velocity."""
