@@ -1,6 +1,6 @@
 """Galvanax: one Trainer over JAX for robot learning. The public names."""
 
-from galvanax import networks, physics
+from galvanax import envs, networks, physics, rendering
 from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.checkpoint import Checkpoint
 from galvanax.callbacks.csv_logger import CSVLogger
@@ -11,10 +11,12 @@ from galvanax.callbacks.gradient_clipping import GradientClipping
 from galvanax.callbacks.model_summary import ModelSummary
 from galvanax.callbacks.progress_bar import ProgressBar
 from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
+from galvanax.callbacks.video_recorder import VideoRecorder
 from galvanax.callbacks.warm_start import WarmStart
 from galvanax.datamodules.arrays import ArrayDataModule
 from galvanax.datamodules.datamodule import DataModule, Statistics
 from galvanax.datamodules.dynamics import DynamicsDataModule, DynamicsDataset, create_dataset, split_dataset
+from galvanax.datamodules.environment import EnvironmentDataModule
 from galvanax.datamodules.rollouts import RolloutDataModule
 from galvanax.datamodules.trajectories import TrajectoryDataModule
 from galvanax.datamodules.trajectory_files import read_trajectories
@@ -26,6 +28,7 @@ from galvanax.errors import (
     GalvanaxError,
     NonFiniteError,
     Preempted,
+    RenderError,
     RunDirError,
 )
 from galvanax.experiments.experiment import Experiment
@@ -33,6 +36,7 @@ from galvanax.physics.collect import collect_random_rollouts
 from galvanax.tasks.acceleration import AccelerationTask
 from galvanax.tasks.gru_dynamics import GRUDynamicsTask
 from galvanax.tasks.learned_dynamics import GRUDynamics
+from galvanax.tasks.ppo import PPOTask
 from galvanax.tasks.task import Task
 from galvanax.trainer.export import export_safetensors
 from galvanax.trainer.run import FitResult, Run
@@ -54,6 +58,7 @@ __all__ = [
     "DynamicsDataModule",
     "DynamicsDataset",
     "EarlyStopping",
+    "EnvironmentDataModule",
     "Epochs",
     "Experiment",
     "FitResult",
@@ -65,8 +70,10 @@ __all__ = [
     "Minutes",
     "ModelSummary",
     "NonFiniteError",
+    "PPOTask",
     "Preempted",
     "ProgressBar",
+    "RenderError",
     "RolloutDataModule",
     "Run",
     "RunDirError",
@@ -78,12 +85,15 @@ __all__ = [
     "Trainer",
     "Trajectory",
     "TrajectoryDataModule",
+    "VideoRecorder",
     "WarmStart",
     "collect_random_rollouts",
     "create_dataset",
+    "envs",
     "export_safetensors",
     "networks",
     "physics",
     "read_trajectories",
+    "rendering",
     "split_dataset",
 ]

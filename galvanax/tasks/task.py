@@ -88,6 +88,10 @@ class Task:
         """A pytree of predictions `(batch, ...)` for `Trainer.predict`."""
         raise NotImplementedError(f"{type(self).__name__} defines no predict(self, model, batch, rng).")
 
+    def explain_non_finite(self, metrics: Mapping[str, float]) -> str:
+        """What the error says after a loss that is NaN or infinite, from the metrics of that step."""
+        return "Lower the learning rate, clip the gradients, or look at that step's batch."
+
     def report(
         self,
         model: nnx.Module,

@@ -22,9 +22,15 @@ _converter = make_converter(forbid_extra_keys=True)
 
 
 def to_json(value: Any) -> Any:
-    """JSON data of a dataclass: its fields, and its class's name as `"type"`. Arrays are described, not stored."""
+    """JSON data of a dataclass: its fields, and its class's name as `"type"`. Arrays are described, not stored.
+
+    Fields with `metadata={"stored": False}` are left out.
+    """
     fields = json.loads(json.dumps(_converter.unstructure(value), default=_describe))
-    return {"type": type(value).__name__, **fields} if dataclasses.is_dataclass(value) else fields
+    if not dataclasses.is_dataclass(value):
+        return fields
+    left_out = {field.name for field in dataclasses.fields(value) if not field.metadata.get("stored", True)}
+    return {"type": type(value).__name__, **{name: data for name, data in fields.items() if name not in left_out}}
 
 
 def from_json(cls: type[T], data: dict[str, Any], source: str) -> T:
@@ -51,7 +57,16 @@ def replace_from_json(base: T, data: dict[str, Any], source: str) -> T:
     fields = {name: value for name, value in data.items() if name != "type" and value != now.get(name)}
     hints = get_type_hints(type(base))
     try:
-        changes = {name: _converter.structure(value, hints.get(name, Any)) for name, value in fields.items()}
+        changes = {}
+        for name, value in fields.items():
+            current = getattr(base, name, None)
+            # A dataclass keeps its class, which a general annotation doesn't tell.
+            nested = dataclasses.is_dataclass(current) and isinstance(value, dict)
+            changes[name] = (
+                replace_from_json(current, value, source)
+                if nested
+                else _converter.structure(value, hints.get(name, Any))
+            )
         return dataclasses.replace(base, **changes)  # type: ignore[type-var]
     except (cattrs.BaseValidationError, TypeError, ValueError) as error:
         raise ConfigError(f"{source} does not describe a {type(base).__name__}: {fields}: {error}.") from error

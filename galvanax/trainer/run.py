@@ -260,19 +260,18 @@ class Run:
         steps, futures = self._in_flight.popleft()
         values = {name: rows[: len(steps)] for name, rows in jax.device_get(futures).items()}
         self.pace.finished(len(steps))
-        self._check_finite(steps, values.get("loss"))
+        self._check_finite(steps, values)
         self.emit("on_train_metrics", steps, {f"train/{name}": rows for name, rows in values.items()})
         self._log(steps, values)
         self.settled = True
 
-    def _check_finite(self, steps: range, losses: np.ndarray | None) -> None:
+    def _check_finite(self, steps: range, values: dict[str, np.ndarray]) -> None:
+        losses = values.get("loss")
         if losses is None or np.isfinite(losses).all():
             return
         first = int(np.argmin(np.isfinite(losses)))
-        raise NonFiniteError(
-            f"train/loss is {losses[first]} at step {steps[first]}. "
-            "Lower the learning rate, clip the gradients, or look at that step's batch."
-        )
+        why = self.task.explain_non_finite({name: float(rows[first]) for name, rows in values.items()})
+        raise NonFiniteError(f"train/loss is {losses[first]} at step {steps[first]}. {why}")
 
     def _log(self, steps: range, values: dict[str, np.ndarray]) -> None:
         every, done = self.trainer.log_every, 0

@@ -1,0 +1,104 @@
+"""Control, learned by PPO: classic systems that a laptop solves, and Unitree's robots for a GPU."""
+
+from typing import Any
+
+from galvanax.callbacks.checkpoint import Checkpoint
+from galvanax.callbacks.csv_logger import CSVLogger
+from galvanax.callbacks.gradient_clipping import GradientClipping
+from galvanax.callbacks.model_summary import ModelSummary
+from galvanax.callbacks.progress_bar import ProgressBar
+from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
+from galvanax.datamodules.environment import EnvironmentDataModule
+from galvanax.envs.classic.cart_pole import CartPole
+from galvanax.envs.classic.hopper import Hopper
+from galvanax.envs.legged.g1 import G1
+from galvanax.envs.legged.go2 import Go2
+from galvanax.envs.legged.h1 import H1
+from galvanax.envs.legged.h1_2 import H1_2
+from galvanax.experiments.experiment import Experiment
+from galvanax.tasks.ppo import PPOTask
+from galvanax.trainer.schedule import Steps
+from galvanax.trainer.trainer import Trainer
+
+
+def cartpole_ppo() -> Experiment:
+    """PPO swings a pole up on a cart and holds it there: minutes on two cores."""
+    task = PPOTask(
+        unroll_length=40,
+        num_epochs=4,
+        num_minibatches=8,
+        learning_rate=1e-3,
+        discount=0.99,
+        entropy_coef=1e-3,
+        policy_hidden=(64, 64),
+        value_hidden=(64, 64),
+        activation="tanh",
+    )
+    data = EnvironmentDataModule(CartPole(), num_envs=512, num_eval_episodes=64)
+    return _experiment(task, data, "runs/cartpole-ppo", iterations=300, every=50)
+
+
+def hopper_ppo() -> Experiment:
+    """PPO teaches a one-legged hopper to go forward."""
+    task = PPOTask(unroll_length=32, num_minibatches=8, num_epochs=8, discount=0.99, entropy_coef=1e-3)
+    data = EnvironmentDataModule(Hopper(), num_envs=512, num_eval_episodes=32)
+    return _experiment(task, data, "runs/hopper-ppo", iterations=600, every=100)
+
+
+def go2_ppo() -> Experiment:
+    """PPO teaches a Unitree Go2 to walk where a joystick says."""
+    return _legged(Go2(), (512, 256, 128), initial_std=1.0, run_dir="runs/go2-ppo")
+
+
+def g1_ppo() -> Experiment:
+    """PPO teaches a Unitree G1 to walk where a joystick says, with a critic that sees its true velocity."""
+    return _legged(G1(privileged=True), (512, 256, 128), initial_std=0.8, run_dir="runs/g1-ppo")
+
+
+def h1_ppo() -> Experiment:
+    """PPO teaches a Unitree H1 to walk where a joystick says, with a critic that sees its true velocity."""
+    return _legged(H1(privileged=True), (512, 256, 128), initial_std=0.8, run_dir="runs/h1-ppo")
+
+
+def h1_2_ppo() -> Experiment:
+    """PPO teaches a Unitree H1-2 to walk where a joystick says, with a critic that sees its true velocity."""
+    return _legged(H1_2(privileged=True), (512, 256, 128), initial_std=0.8, run_dir="runs/h1_2-ppo")
+
+
+def _legged(env: Any, hidden: tuple[int, ...], initial_std: float, run_dir: str) -> Experiment:
+    """rsl_rl's settings: those that unitree_rl_gym and mjlab train these robots with."""
+    task = PPOTask(
+        unroll_length=24,
+        num_epochs=5,
+        num_minibatches=4,
+        learning_rate=1e-3,
+        learning_rate_schedule="adaptive",
+        discount=0.99,
+        gae_lambda=0.95,
+        clip_value=True,
+        value_coef=1.0,
+        entropy_coef=0.01,
+        policy_hidden=hidden,
+        value_hidden=hidden,
+        activation="elu",
+        distribution="normal",
+        initial_std=initial_std,
+    )
+    data = EnvironmentDataModule(env, num_envs=4096, num_eval_episodes=128)
+    return _experiment(task, data, run_dir, iterations=1500, every=100)
+
+
+def _experiment(task: PPOTask, data: EnvironmentDataModule, run_dir: str, iterations: int, every: int) -> Experiment:
+    return Experiment(
+        task=task,
+        data=data,
+        trainer=Trainer(max_steps=iterations, run_dir=run_dir, val_every=Steps(every), log_every=10),
+        callbacks={
+            "summary": ModelSummary(),
+            "clip": GradientClipping(1.0),
+            "checkpoint": Checkpoint(monitor="val/episode_return", mode="max"),
+            "csv": CSVLogger(),
+            "tensorboard": TensorBoardLogger(),
+            "progress": ProgressBar(),
+        },
+    )

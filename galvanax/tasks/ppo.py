@@ -1,0 +1,355 @@
+"""Proximal policy optimisation as a task: one training step is one iteration, collecting and learning."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from flax import nnx
+
+from galvanax.datamodules.environment import EnvironmentDataModule
+from galvanax.envs.auto_reset import AutoReset
+from galvanax.envs.symmetry import Symmetry
+from galvanax.errors import ConfigError
+from galvanax.networks.actor_critic import ActorCritic
+from galvanax.rendering.trajectory_npz import MotionClip
+from galvanax.tasks.gae import generalized_advantages
+from galvanax.tasks.policy_rollout import record_motion
+from galvanax.tasks.ppo_loss import LossWeights, Minibatch, mirror_minibatch, ppo_loss
+from galvanax.tasks.ppo_rollout import Transitions, collect, episode
+from galvanax.tasks.task import Metrics, Task
+from galvanax.trainer.state import Arrays, TrainState
+
+if TYPE_CHECKING:
+    from galvanax.datamodules.datamodule import DataModule
+
+# Environments are shuffled within this many groups, so that a minibatch is the same on 1 device and on 8.
+_GROUPS = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PPOCarry:
+    """What an iteration hands to the next, in the train state.
+
+    Attributes:
+      envs: the environments' states `(num_envs, ...)`.
+      memory: the policy's `(num_envs, memory_size)`.
+      episode_return: mean over the episodes that ended in the last iteration in which any did.
+      episode_length: likewise, control steps.
+    """
+
+    envs: Any
+    memory: jax.Array
+    episode_return: jax.Array
+    episode_length: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOTask(Task):
+    """PPO (Schulman et al., 2017). Give it an `EnvironmentDataModule`.
+
+    One step of the Trainer is one iteration: `unroll_length` control steps in every environment, then `num_epochs`
+    passes over them in `num_minibatches` parts. `max_steps` counts iterations.
+
+    Attributes:
+      unroll_length: control steps per environment and iteration.
+      num_epochs: passes over each rollout.
+      num_minibatches: optimizer steps a pass; divides `num_envs`.
+      learning_rate: of Adam; the first one, where it is scheduled.
+      learning_rate_schedule: `"constant"`, `"linear"` (to 0 at the run's end), or `"adaptive"`: divided by 1.5 when the
+        policy moved by more than twice `desired_kl`, times 1.5 when by less than half of it.
+      desired_kl: for the adaptive rate.
+      discount: γ per control step.
+      gae_lambda: λ of the advantage estimate.
+      clip: of the probability ratio, and of the value's change.
+      clip_value: whether the value loss is clipped too.
+      value_coef: weight of the value loss.
+      entropy_coef: weight of the entropy bonus.
+      final_entropy_coef: what it goes to, linearly, by the run's end; by default it stays.
+      reward_scaling: rewards are multiplied by it for learning, not in what is reported.
+      normalize_observations: by running statistics, which are saved with the weights.
+      policy_hidden: widths of the policy's layers.
+      value_hidden: widths of the value function's layers.
+      activation: a function of `flax.nnx`.
+      distribution: `"tanh_normal"` (actions in (-1, 1)) or `"normal"` (unbounded).
+      initial_std: the policy's deviation at the start, for `"normal"`.
+      memory_size: units of a GRU in the policy, 0 for none.
+      symmetry: use the robot's mirror symmetry: `"augment"` the data, add a `"loss"`, or not. The environment must
+        have a `symmetry`.
+      symmetry_coef: weight of the mirror loss.
+      observation_size: filled in by `setup`.
+      action_size: filled in by `setup`.
+    """
+
+    unroll_length: int = 20
+    num_epochs: int = 4
+    num_minibatches: int = 8
+    learning_rate: float = 3e-4
+    learning_rate_schedule: Literal["constant", "linear", "adaptive"] = "constant"
+    desired_kl: float = 0.01
+    discount: float = 0.99
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    clip_value: bool = False
+    value_coef: float = 0.5
+    entropy_coef: float = 0.01
+    final_entropy_coef: float | None = None
+    reward_scaling: float = 1.0
+    normalize_observations: bool = True
+    policy_hidden: tuple[int, ...] = (128, 128)
+    value_hidden: tuple[int, ...] = (128, 128)
+    activation: str = "swish"
+    distribution: Literal["tanh_normal", "normal"] = "tanh_normal"
+    initial_std: float = 1.0
+    memory_size: int = 0
+    symmetry: Literal["none", "augment", "loss"] = "none"
+    symmetry_coef: float = 0.5
+    observation_size: tyro.conf.Suppress[dict[str, int]] = dataclasses.field(default_factory=dict)
+    action_size: tyro.conf.Suppress[int] = 0
+    # What `setup` takes from the data module: no hyperparameter, so it is neither compared nor stored.
+    environments: tyro.conf.Suppress[Any] = dataclasses.field(
+        default=None, repr=False, compare=False, metadata={"stored": False}
+    )
+
+    def setup(self, datamodule: "DataModule") -> "PPOTask":
+        """Takes environments and sizes from the data module.
+
+        Raises:
+          ConfigError: the data module has no environment, or a setting doesn't fit it.
+        """
+        if not isinstance(datamodule, EnvironmentDataModule):
+            raise ConfigError(f"PPOTask needs an EnvironmentDataModule, not a {type(datamodule).__name__}.")
+        env = datamodule.environment
+        if datamodule.num_envs % self.num_minibatches:
+            near = -(-datamodule.num_envs // self.num_minibatches) * self.num_minibatches
+            raise ConfigError(
+                f"EnvironmentDataModule.num_envs={datamodule.num_envs} is no multiple of PPOTask.num_minibatches="
+                f"{self.num_minibatches}. Nearest: {near}."
+            )
+        if self.symmetry != "none":
+            if getattr(env, "symmetry", None) is None:
+                raise ConfigError(
+                    f'PPOTask.symmetry={self.symmetry!r}: {type(env).__name__} has no `symmetry`; "none".'
+                )
+            if self.memory_size:
+                raise ConfigError('PPOTask.symmetry needs a policy without memory: memory_size=0, or symmetry="none".')
+        size = env.observation_size
+        sizes = {"state": size}
+        if isinstance(size, Mapping):
+            # Images pass by: policy and value function see vectors.
+            sizes = {name: _length(size[name]) for name in ("state", "privileged_state") if name in size}
+        environments = (AutoReset(env, datamodule.max_episode_length), datamodule.eval_environment, datamodule.num_envs)
+        return dataclasses.replace(self, observation_size=sizes, action_size=env.action_size, environments=environments)
+
+    def build_model(self, rngs: nnx.Rngs) -> ActorCritic:
+        """Policy, value function and normalisers."""
+        return ActorCritic(
+            self.observation_size,
+            self.action_size,
+            policy_hidden=self.policy_hidden,
+            value_hidden=self.value_hidden,
+            activation=self.activation,
+            distribution=self.distribution,
+            initial_std=self.initial_std,
+            memory_size=self.memory_size,
+            normalize=self.normalize_observations,
+            rngs=rngs,
+        )
+
+    def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """Adam. Its rate and the entropy bonus's weight are in its state, where schedules and `adapt_rate` set them."""
+        updates = num_steps * self.num_epochs * self.num_minibatches
+        final = self.entropy_coef if self.final_entropy_coef is None else self.final_entropy_coef
+        linear = self.learning_rate_schedule == "linear"
+        rate = optax.linear_schedule(self.learning_rate, 0.0, updates) if linear else self.learning_rate
+        entropy = optax.linear_schedule(self.entropy_coef, final, updates)
+        return optax.inject_hyperparams(lambda learning_rate, entropy_coef: optax.adam(learning_rate))(
+            learning_rate=rate, entropy_coef=entropy
+        )
+
+    def init_carry(self, rng: jax.Array, datamodule: "DataModule") -> PPOCarry:
+        """Every environment at the start of an episode of its own."""
+        envs, _, num_envs = self.environments
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(num_envs))
+        zero = jnp.zeros(())
+        return PPOCarry(envs.reset(keys), jnp.zeros((num_envs, self.memory_size)), zero, zero)
+
+    def train_step(self, state: TrainState, batch: Any, rng: jax.Array) -> tuple[TrainState, Metrics]:
+        """One iteration: collect, estimate advantages, learn."""
+        collect_rng, learn_rng = jax.random.split(rng)
+        model, carry = state.model(), state.carry
+        envs, memory, rollout = collect(
+            self.environments[0], model, carry.envs, carry.memory, batch["env"], collect_rng, self.unroll_length
+        )
+        data = self._learning_data(rollout, carry.memory)
+        state, metrics = self._learn(state, data, learn_rng)
+
+        model.update_statistics(rollout.obs)
+        carry = PPOCarry(envs, memory, *_finished(rollout, carry))
+        metrics |= {
+            "episode_return": carry.episode_return,
+            "episode_length": carry.episode_length,
+            "episodes": rollout.done.sum(),
+            "env_steps": (state.step + 1.0) * rollout.reward.size,
+            "explained_variance": _explained_variance(rollout.value, data.target),
+            "reward": rollout.reward.mean(),
+            "bad_environment": _first_bad(rollout, batch["env"]),
+            **{f"env/{name}": value.mean() for name, value in rollout.metrics.items()},
+        }
+        variables = state.definition.split(model)[1]
+        return state.replace(variables=variables, carry=carry), metrics
+
+    def evaluate(self, model: nnx.Module, batch: Any, rng: jax.Array) -> Metrics:
+        """One whole episode of the deterministic policy in the evaluation environment, for each example."""
+        assert isinstance(model, ActorCritic)
+        training, env, _ = self.environments
+        return episode(env, model, jax.random.fold_in(rng, batch["episode"][0]), training.episode_length)
+
+    def predict(self, model: nnx.Module, batch: Any, rng: jax.Array) -> jax.Array:
+        """The deterministic action `(batch, action_size)` at each observation of the batch; a memory starts empty."""
+        assert isinstance(model, ActorCritic)
+        leaf = jax.tree.leaves(batch)[0]
+        return model.act(batch, model.initial_memory(leaf.shape[0]))[0].mode()
+
+    def record(self, model: nnx.Module, datamodule: "DataModule", num_steps: int) -> MotionClip:
+        """An episode of the deterministic policy in the evaluation environment, the same start each time.
+
+        Args:
+          model: the policy.
+          datamodule: the run's.
+          num_steps: control steps, at most; no more than an episode has.
+
+        Raises:
+          ConfigError: the environment has no MuJoCo model.
+        """
+        datamodule.setup()
+        task = self if self.environments is not None else self.setup(datamodule)
+        training, env, _ = task.environments
+        num_steps = min(num_steps, training.episode_length)
+        return record_motion(model, env, num_steps=num_steps, rng=jax.random.key(0))
+
+    def explain_non_finite(self, metrics: Mapping[str, float]) -> str:
+        """Where a NaN came from."""
+        env = metrics.get("bad_environment", -1.0)
+        terms = [name for name, value in metrics.items() if name.startswith("env/") and value != value]
+        if env >= 0:
+            return (
+                f"Environment {int(env)} gave an observation or reward that is not finite"
+                + (f"; so did its {', '.join(terms)}" if terms else "")
+                + ". Look at its physics (timestep, solver iterations) and reward."
+            )
+        return "All observations and rewards were finite: lower the learning rate, or clip the gradients."
+
+    def _learning_data(self, rollout: Transitions, memory: jax.Array) -> Minibatch:
+        rewards = rollout.reward * self.reward_scaling
+        advantage = generalized_advantages(
+            rewards, rollout.value, rollout.next_value, rollout.done, self.discount, self.gae_lambda
+        )
+        return Minibatch(
+            obs=rollout.obs,
+            raw_action=rollout.raw_action,
+            policy=rollout.policy,
+            log_prob=rollout.log_prob,
+            value=rollout.value,
+            advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8),
+            target=advantage + rollout.value,
+            first=rollout.first,
+            memory=memory,
+        )
+
+    def _learn(self, state: TrainState, data: Minibatch, rng: jax.Array) -> tuple[TrainState, Metrics]:
+        """All epochs' minibatches, one optimizer step each."""
+        num_envs = data.log_prob.shape[1]
+        mirror: Symmetry | None = None if self.symmetry == "none" else self.environments[0].env.symmetry
+
+        def one_minibatch(state: TrainState, step: tuple[jax.Array, jax.Array]) -> tuple[TrainState, Metrics]:
+            rows, key = step
+            part = jax.tree.map(lambda leaf: leaf[:, rows], dataclasses.replace(data, memory=data.memory[None]))
+            part = dataclasses.replace(part, memory=part.memory[0])
+            if mirror is not None and self.symmetry == "augment":
+                part = mirror_minibatch(part, mirror)
+            noise = jax.random.normal(key, part.raw_action.shape)
+            weights = LossWeights(
+                clip=self.clip,
+                value=self.value_coef,
+                entropy=_hyperparameter(state, "entropy_coef"),
+                clip_value=self.clip_value,
+                symmetry=self.symmetry_coef,
+            )
+
+            def objective(params: Arrays) -> tuple[jax.Array, Metrics]:
+                return ppo_loss(state.model(params), part, noise, weights, mirror if self.symmetry == "loss" else None)
+
+            (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+            state = state.apply_gradients(grads)
+            if self.learning_rate_schedule == "adaptive":
+                rate = adapt_rate(_hyperparameter(state, "learning_rate"), metrics["kl"], self.desired_kl)
+                state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, learning_rate=rate))
+            return state, {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
+
+        def one_epoch(state: TrainState, key: jax.Array) -> tuple[TrainState, Metrics]:
+            shuffle_rng, noise_rng = jax.random.split(key)
+            rows = _shuffled_parts(shuffle_rng, num_envs, self.num_minibatches)
+            return jax.lax.scan(one_minibatch, state, (rows, jax.random.split(noise_rng, self.num_minibatches)))
+
+        # The environments' states have no part in it, and a loop would copy them.
+        carry, state = state.carry, state.replace(carry=())
+        state, metrics = jax.lax.scan(one_epoch, state, jax.random.split(rng, self.num_epochs))
+        return state.replace(carry=carry), {
+            **jax.tree.map(jnp.mean, metrics),
+            "learning_rate": _hyperparameter(state, "learning_rate"),
+        }
+
+
+def adapt_rate(rate: jax.Array, kl: jax.Array, desired_kl: float) -> jax.Array:
+    """rsl_rl's adaptive learning rate, in [1e-5, 1e-2]: it keeps the policy's step near `desired_kl`."""
+    rate = jnp.where(kl > 2 * desired_kl, jnp.maximum(1e-5, rate / 1.5), rate)
+    return jnp.where((kl < desired_kl / 2) & (kl > 0), jnp.minimum(1e-2, rate * 1.5), rate)
+
+
+def _hyperparameter(state: TrainState, name: str) -> jax.Array:
+    # A scheduled one has a schedule's state under the same name.
+    return optax.tree_utils.tree_get(state.opt_state, name, filtering=lambda _, value: isinstance(value, jax.Array))
+
+
+def _shuffled_parts(rng: jax.Array, num_envs: int, parts: int) -> jax.Array:
+    """Environments dealt out to minibatches at random, `(parts, num_envs / parts)`: evenly from each group of them."""
+    groups = max(count for count in range(1, _GROUPS + 1) if (num_envs // parts) % count == 0 and _GROUPS % count == 0)
+    size = num_envs // groups
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(groups))
+    order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
+    rows = order.reshape(groups, parts, size // parts) + jnp.arange(groups)[:, None, None] * size
+    return rows.swapaxes(0, 1).reshape(parts, -1)
+
+
+def _finished(rollout: Transitions, carry: PPOCarry) -> tuple[jax.Array, jax.Array]:
+    """Mean return and length of the episodes that ended in the rollout; the last known ones where none did."""
+    ended = rollout.done.sum()
+    means = (
+        (rollout.done * rollout.episode_return).sum() / jnp.maximum(ended, 1),
+        (rollout.done * rollout.episode_length).sum() / jnp.maximum(ended, 1),
+    )
+    return (
+        jnp.where(ended > 0, means[0], carry.episode_return),
+        jnp.where(ended > 0, means[1], carry.episode_length),
+    )
+
+
+def _explained_variance(values: jax.Array, targets: jax.Array) -> jax.Array:
+    """1 where values foresee the targets, 0 where they say no more than the mean."""
+    return 1 - jnp.var(targets - values) / (jnp.var(targets) + 1e-8)
+
+
+def _first_bad(rollout: Transitions, ids: jax.Array) -> jax.Array:
+    """The number of the first environment whose observation or reward is not finite, or -1."""
+    leaves = [rollout.reward[..., None], *jax.tree.leaves(rollout.obs)]
+    bad = jnp.stack([~jnp.isfinite(leaf).all(axis=(0, *range(2, leaf.ndim))) for leaf in leaves]).any(axis=0)
+    return jnp.where(bad.any(), ids[jnp.argmax(bad)], -1).astype(jnp.float32)
+
+
+def _length(shape: Any) -> int:
+    return int(shape) if isinstance(shape, int) else int(shape[-1])
