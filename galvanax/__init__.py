@@ -36,6 +36,7 @@ from galvanax.physics.collect import collect_random_rollouts
 from galvanax.tasks.acceleration import AccelerationTask
 from galvanax.tasks.gru_dynamics import GRUDynamicsTask
 from galvanax.tasks.learned_dynamics import GRUDynamics
+from galvanax.tasks.policy_export import export_onnx, export_stablehlo, policy_metadata
 from galvanax.tasks.ppo import PPOTask
 from galvanax.tasks.task import Task
 from galvanax.trainer.export import export_safetensors
@@ -90,9 +91,12 @@ __all__ = [
     "collect_random_rollouts",
     "create_dataset",
     "envs",
+    "export_onnx",
     "export_safetensors",
+    "export_stablehlo",
     "networks",
     "physics",
+    "policy_metadata",
     "read_trajectories",
     "rendering",
     "split_dataset",

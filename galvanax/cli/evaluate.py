@@ -11,12 +11,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from galvanax.cli.runs import load_run
 from galvanax.datamodules.datamodule import DataModule
-from galvanax.errors import ConfigError, RunDirError, nearest
+from galvanax.errors import ConfigError
 from galvanax.experiments.experiment import find_experiment
 from galvanax.experiments.registry import EXPERIMENTS
 from galvanax.trainer.checkpoints import CheckpointFolder, read_meta
-from galvanax.trainer.config import replace_from_json
 from galvanax.trainer.run import CONFIG, FitResult
 from galvanax.trainer.trainer import Trainer
 
@@ -45,21 +45,7 @@ class EvaluateCommand:
 def evaluate(arguments: list[str]) -> None:
     """Parses the flags, rebuilds the run's data from its config.json, and evaluates."""
     command = tyro.cli(EvaluateCommand, args=arguments, prog="galvanax evaluate")
-    path = command.run_dir / CONFIG
-    if not path.is_file():
-        parent = command.run_dir.parent
-        runs = [str(entry.parent) for entry in parent.glob(f"*/{CONFIG}")]
-        raise RunDirError(
-            f"{command.run_dir} holds no run: there is no {CONFIG} in it.{nearest(str(command.run_dir), runs)}"
-        )
-    config = json.loads(path.read_text())
-    name = config["trainer"]["name"]
-    if name is None:
-        raise RunDirError(
-            f"{path} names no experiment: the run was not started by `galvanax fit`. Use Trainer.test instead."
-        )
-    experiment = find_experiment(name, EXPERIMENTS)
-    data = replace_from_json(experiment.data, config["data"], str(path))
+    _, data, _ = load_run(command.run_dir)
     if command.data is not None:
         if not any(field.name == "data" for field in dataclasses.fields(data)):
             raise ConfigError(f"--data {command.data}: {type(data).__name__} takes no files.")

@@ -1,21 +1,36 @@
-"""`galvanax export RUN_DIR`: a run's weights as one file."""
+"""`galvanax export RUN_DIR`: a run's weights, or its policy, as one file."""
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+from flax import nnx
 
+from galvanax.cli.runs import load_policy
+from galvanax.errors import ConfigError
+from galvanax.tasks.policy_export import export_onnx, export_stablehlo, policy_metadata
+from galvanax.trainer.checkpoints import read_meta
 from galvanax.trainer.export import export_safetensors
+
+FORMATS = {
+    ".safetensors": "the weights, of any run",
+    ".onnx": "a PPO run's policy for onnxruntime",
+    ".jax": "a PPO run's policy as StableHLO, for jax.export.deserialize",
+}
 
 
 @dataclasses.dataclass
 class ExportCommand:
-    """Write the weights that evaluation uses, and the model's statistics, to a safetensors file.
+    """Write a run's weights or policy to a file, with the weights that evaluation uses.
+
+    weights.safetensors holds the weights and the model's statistics, of any run. policy.onnx (for onnxruntime) and
+    policy.jax (StableHLO, for jax.export) hold a PPO run's deterministic policy, and policy.onnx.json beside it what a
+    robot must know: joint names, gains, default pose, scales, observation layout.
 
     Attributes:
       run_dir: the run's folder.
-      output: the file to write, such as weights.safetensors.
+      output: the file to write; its suffix says what: .safetensors, .onnx or .jax.
       checkpoint: the weights: "best", "last", a step or a path.
     """
 
@@ -27,5 +42,18 @@ class ExportCommand:
 def export(arguments: list[str]) -> None:
     """Parses the flags and writes the file."""
     command = tyro.cli(ExportCommand, args=arguments, prog="galvanax export")
-    path = export_safetensors(command.run_dir, command.output, command.checkpoint)
+    if command.output.suffix not in FORMATS:
+        known = "; ".join(f"{suffix}: {what}" for suffix, what in FORMATS.items())
+        raise ConfigError(f"output={command.output}: expected a name with one of these suffixes. {known}.")
+    if command.output.suffix == ".safetensors":
+        path = export_safetensors(command.run_dir, command.output, command.checkpoint)
+    else:
+        model, _, env, checkpoint = load_policy(command.run_dir, command.checkpoint)
+        path = export_policy(command.output, model, env, step=read_meta(checkpoint)["step"])
     print(f"wrote {path} ({path.stat().st_size} bytes)")
+
+
+def export_policy(path: Path, model: nnx.Module, env: Any, **more: Any) -> Path:
+    """Writes a policy to a .onnx or .jax file, with its environment's metadata and `more`."""
+    write = export_onnx if path.suffix == ".onnx" else export_stablehlo
+    return write(path, model, {**policy_metadata(env), **more})

@@ -12,9 +12,12 @@ USAGE = """usage: galvanax COMMAND ...
   fit EXPERIMENT [--resume [CHECKPOINT]] [--overwrite] [flags]   train; `galvanax fit EXPERIMENT --help` lists the flags
   evaluate RUN_DIR [--checkpoint CHECKPOINT]                     measure a finished run again
   export RUN_DIR --output FILE [--checkpoint CHECKPOINT]         write a run's weights to a safetensors file
+  play RUN_DIR [--num-episodes N] [--command VX VY YAW] [flags]  measure and film a PPO run's policy
+  collect RUN_DIR --num-episodes N --output FILE.npz [flags]     write down a PPO run's motions, as data
   simulate SYSTEM --output DIR [flags]                           write CSV logs of a system's random motion
   render SOURCE [--output DIR] [--camera NAME] [flags]           film, contact sheet, web page of a trajectory or model
   list                                                           the experiments
+  doctor [--json] [--only CHECK ...]                             check this machine: packages, GPU, physics, rendering
 
 EXPERIMENT is a name from `galvanax list`, or path/to/file.py:name of your own gx.Experiment."""
 
@@ -37,9 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _command(name: str) -> Callable[[list[str]], None]:
     # Imported late: `galvanax --help` need not load jax's friends.
+    if name == "doctor":  # before the others: what it is to find may be what they fail to import
+        from galvanax.cli.doctor import doctor
+
+        return doctor
+    from galvanax.cli.collect import collect
     from galvanax.cli.evaluate import evaluate
     from galvanax.cli.export import export
     from galvanax.cli.fit import fit
+    from galvanax.cli.play import play
     from galvanax.cli.render import render
     from galvanax.cli.simulate import simulate
 
@@ -47,12 +56,17 @@ def _command(name: str) -> Callable[[list[str]], None]:
         "fit": fit,
         "evaluate": evaluate,
         "export": export,
+        "play": play,
+        "collect": collect,
         "simulate": simulate,
         "render": render,
         "list": _list,
     }
     if name not in commands:
-        print(f"galvanax: error: unknown command {name!r}.{nearest(name, commands)}\n\n{USAGE}", file=sys.stderr)
+        print(
+            f"galvanax: error: unknown command {name!r}.{nearest(name, [*commands, 'doctor'])}\n\n{USAGE}",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     return commands[name]
 

@@ -26,6 +26,9 @@ from galvanax.trainer.state import Arrays, TrainState
 if TYPE_CHECKING:
     from galvanax.datamodules.datamodule import DataModule
 
+SCHEDULES = ("constant", "linear", "adaptive")
+SYMMETRIES = ("none", "augment", "loss")
+
 # Environments are shuffled within this many groups, so that a minibatch is the same on 1 device and on 8.
 _GROUPS = 8
 
@@ -124,6 +127,7 @@ class PPOTask(Task):
         if not isinstance(datamodule, EnvironmentDataModule):
             raise ConfigError(f"PPOTask needs an EnvironmentDataModule, not a {type(datamodule).__name__}.")
         env = datamodule.environment
+        self._check_settings()
         if datamodule.num_envs % self.num_minibatches:
             near = -(-datamodule.num_envs // self.num_minibatches) * self.num_minibatches
             raise ConfigError(
@@ -244,6 +248,14 @@ class PPOTask(Task):
             )
         return "All observations and rewards were finite: lower the learning rate, or clip the gradients."
 
+    def _check_settings(self) -> None:
+        for name in ("unroll_length", "num_epochs", "num_minibatches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"PPOTask.{name}={getattr(self, name)}: expected at least 1.")
+        for name, known in (("learning_rate_schedule", SCHEDULES), ("symmetry", SYMMETRIES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"PPOTask.{name}={getattr(self, name)!r}: expected one of {', '.join(known)}.")
+
     def _learning_data(self, rollout: Transitions, memory: jax.Array) -> Minibatch:
         rewards = rollout.reward * self.reward_scaling
         advantage = generalized_advantages(
@@ -270,6 +282,7 @@ class PPOTask(Task):
             rows, key = step
             part = jax.tree.map(lambda leaf: leaf[:, rows], dataclasses.replace(data, memory=data.memory[None]))
             part = dataclasses.replace(part, memory=part.memory[0])
+            own = part.log_prob.shape[1]
             if mirror is not None and self.symmetry == "augment":
                 part = mirror_minibatch(part, mirror)
             noise = jax.random.normal(key, part.raw_action.shape)
@@ -282,7 +295,8 @@ class PPOTask(Task):
             )
 
             def objective(params: Arrays) -> tuple[jax.Array, Metrics]:
-                return ppo_loss(state.model(params), part, noise, weights, mirror if self.symmetry == "loss" else None)
+                wanted = mirror if self.symmetry == "loss" else None
+                return ppo_loss(state.model(params), part, noise, weights, wanted, own)
 
             (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
             state = state.apply_gradients(grads)
@@ -346,7 +360,8 @@ def _explained_variance(values: jax.Array, targets: jax.Array) -> jax.Array:
 
 def _first_bad(rollout: Transitions, ids: jax.Array) -> jax.Array:
     """The number of the first environment whose observation or reward is not finite, or -1."""
-    leaves = [rollout.reward[..., None], *jax.tree.leaves(rollout.obs)]
+    # The last step's observation is seen in its value alone.
+    leaves = [rollout.reward[..., None], rollout.next_value[..., None], *jax.tree.leaves(rollout.obs)]
     bad = jnp.stack([~jnp.isfinite(leaf).all(axis=(0, *range(2, leaf.ndim))) for leaf in leaves]).any(axis=0)
     return jnp.where(bad.any(), ids[jnp.argmax(bad)], -1).astype(jnp.float32)
 

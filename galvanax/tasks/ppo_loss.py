@@ -64,7 +64,12 @@ def replay_policy(model: ActorCritic, batch: Minibatch) -> ActionDistribution:
 
 
 def ppo_loss(
-    model: ActorCritic, batch: Minibatch, noise: jax.Array, weights: LossWeights, symmetry: Symmetry | None = None
+    model: ActorCritic,
+    batch: Minibatch,
+    noise: jax.Array,
+    weights: LossWeights,
+    symmetry: Symmetry | None = None,
+    own: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The clipped surrogate (Schulman et al., 2017, eq. 7 and 9), value loss, entropy bonus and mirror loss.
 
@@ -74,6 +79,8 @@ def ppo_loss(
       noise: standard normal, shaped like the actions, for the entropy's estimate.
       weights: of the terms.
       symmetry: of the robot; with it, the policy should treat both sides alike.
+      own: how many environments' samples are the policy's own: the first ones. The rest are mirror images, on which
+        the policy differs from its mirror image, whatever the step: `kl` and `clip_fraction` leave them out.
 
     Returns:
       `(loss, metrics)`, means over the minibatch. `kl` is the exact divergence from the old policy to the new one.
@@ -96,8 +103,8 @@ def ppo_loss(
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
-        "kl": jnp.mean(policy.kl(batch.policy)),
-        "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > weights.clip),
+        "kl": jnp.mean(policy.kl(batch.policy)[:, :own]),
+        "clip_fraction": jnp.mean(jnp.abs(ratio - 1)[:, :own] > weights.clip),
         "action_std": jnp.mean(policy.scale),
     }
     if symmetry is not None:

@@ -1,0 +1,238 @@
+"""A trained policy as one file, for a robot or a program that knows neither Galvanax nor, with ONNX, JAX."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from importlib import metadata as packages
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from flax import nnx
+
+from galvanax.envs.legged.legged import LeggedEnvironment
+from galvanax.errors import ConfigError
+from galvanax.networks.actor_critic import ActorCritic
+from galvanax.networks.mlp import MLP
+from galvanax.rendering.partial_file import partial_file
+
+if TYPE_CHECKING:
+    import onnx
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+# Rows that a graph is tried on before it is written, and how far it may be off: rounding is a hundred times less.
+_TRIED, _TOLERANCE = 16, 1e-4
+
+
+def export_onnx(path: str | Path, model: nnx.Module, metadata: Mapping[str, Any] | None = None) -> Path:
+    """Writes a deterministic policy, its normaliser included, as ONNX, and its metadata beside it as PATH.json.
+
+    Inputs are `obs` `(batch, observation)` (what the policy sees: `state`, where observations are dicts) and, where the
+    policy has a memory, `memory` `(batch, memory)`, zeros at first; outputs are `action` `(batch, action)` and
+    `memory_out`, the next step's `memory`. All are float32, and the batch may have any size. The graph is tried against
+    the model before it is written. The file holds the metadata too, each key's value as JSON, in `metadata_props`.
+
+    Args:
+      path: the file; one that is there is replaced, once the new one is whole.
+      model: a PPO task's.
+      metadata: JSON data by name, such as `policy_metadata(env)`.
+
+    Returns:
+      The path.
+
+    Raises:
+      ConfigError: the package onnx is not installed, or the model is none that can be written as ONNX.
+      DataError: the file cannot be written.
+    """
+    policy = _policy_of(model)
+    try:
+        from galvanax.tasks.policy_onnx import policy_graph
+    except ImportError as error:
+        raise ConfigError(f'Export to ONNX needs a package: {error}. pip install "galvanax[onnx]".') from error
+    about = _describe(policy, metadata)
+    if not isinstance(policy.policy, MLP):
+        raise ConfigError(f"The policy is a {type(policy.policy).__name__}, not an MLP. {_INSTEAD}")
+    graph = policy_graph(policy)
+    for name, text in about.items():
+        graph.metadata_props.add(key=name, value=text)
+    _try(graph, policy)
+    return _write(Path(path), graph.SerializeToString(), about)
+
+
+def export_stablehlo(path: str | Path, model: nnx.Module, metadata: Mapping[str, Any] | None = None) -> Path:
+    """Writes a deterministic policy as StableHLO, which `jax.export.deserialize` reads, for CPU, CUDA and TPU.
+
+    `deserialize(bytearray(Path(path).read_bytes())).call(obs)` gives the action; with a memory, `.call(obs, memory)`
+    gives `(action, memory)`. Arguments are as in `export_onnx`.
+
+    Raises:
+      ConfigError: the model is no policy.
+      DataError: the file cannot be written.
+    """
+    policy = _policy_of(model)
+    about = _describe(policy, metadata)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = [jax.ShapeDtypeStruct((batch, size), jnp.float32) for size in _input_sizes(policy)]
+    with _exact_products():
+        exported = jax.export.export(jax.jit(_function_of(policy)), platforms=PLATFORMS)(*shapes)
+    return _write(Path(path), exported.serialize(), about)
+
+
+def policy_metadata(env: Any) -> dict[str, Any]:
+    """What a robot must know to run a policy of this environment, as JSON data.
+
+    Every environment of brax's convention: `environment` (its class) and, as far as it tells, `control_dt` (s),
+    `actuator_names` and `actuator_ranges` (the controls' units, None where unlimited).
+
+    A `LeggedEnvironment`, with arrays in the order of `joint_names`: the joints that the action moves, in its order,
+    then any others with a motor, which are held at their `default_pose`:
+
+    - `joint_names`, `default_pose` (rad), `kp` (N·m/rad), `kd` (N·m·s/rad), `torque_limits` (N·m);
+    - `actuator_names`, the motors in the robot's order, and `actuator_joints`: for each of them, the index into
+      `joint_names`;
+    - `action_scale` (rad per unit), `clip_actions` (± this, before anything else and in `last_action`);
+    - `observation_layout` (name to [start, stop]), `observation_scales` (name to a number or a list: what the quantity
+      is multiplied by), `observation_clip` (± this, last of all); `joint_pos` is counted from `default_pose`;
+    - `command_ranges` (m/s, rad/s); with a stepping clock `gait_period` (s) and `gait_offset` (part of a period, the
+      first foot's, whose sine and cosine are observed); with a height scan its settings.
+    """
+    env = getattr(env, "unwrapped", env)
+    if isinstance(env, LeggedEnvironment):
+        return _legged_metadata(env)
+    found: dict[str, Any] = {"environment": type(env).__name__}
+    if getattr(env, "dt", None) is not None:
+        found["control_dt"] = float(env.dt)
+    model = getattr(env, "mj_model", None) or getattr(getattr(env, "sys", None), "mj_model", None)
+    if isinstance(model, mujoco.MjModel):
+        names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, index) or "" for index in range(model.nu)]
+        ranges = zip(model.actuator_ctrllimited, model.actuator_ctrlrange.tolist(), strict=True)
+        found |= {"actuator_names": names, "actuator_ranges": [ends if limited else None for limited, ends in ranges]}
+    return found
+
+
+def _legged_metadata(env: LeggedEnvironment) -> dict[str, Any]:
+    layout, scales, commands = env.layout, env.scales, env.commands
+    kp, kd = env.gains
+    parts = {name: [part.start, part.stop] for name, part in env.observation_layout.items()}
+    multipliers: dict[str, Any] = {
+        "lin_vel": scales.lin_vel,
+        "ang_vel": scales.ang_vel,
+        "command": [scales.lin_vel, scales.lin_vel, scales.ang_vel],
+        "joint_pos": scales.joint_pos,
+        "joint_vel": scales.joint_vel,
+    }
+    found = {
+        "environment": type(env).__name__,
+        "model": env.model_name,
+        "control_dt": env.control_dt,
+        "joint_names": list(layout.joints),
+        "default_pose": env.reference_pose.tolist(),
+        "kp": kp.tolist(),
+        "kd": kd.tolist(),
+        "torque_limits": layout.limits.tolist(),
+        "actuator_names": list(layout.actuators),
+        "actuator_joints": layout.torque_of.tolist(),
+        "action_scale": env.action_scale,
+        "clip_actions": env.clip_actions,
+        "observation_layout": parts,
+        "observation_scales": {name: multipliers.get(name, 1.0) for name in parts},
+        "observation_clip": scales.clip,
+        "command_ranges": {name: list(getattr(commands, name)) for name in ("lin_vel_x", "lin_vel_y", "ang_vel_yaw")},
+    }
+    if "phase" in parts:
+        found |= {"gait_period": env.gait.period, "gait_offset": env.gait.offset[0]}
+    if "height_scan" in parts and env.height_scan is not None:
+        found["height_scan"] = dataclasses.asdict(env.height_scan)
+        found["observation_scales"]["height_scan"] = env.height_scan.scale
+    return found
+
+
+_INSTEAD = "A .jax file (export_stablehlo) can hold any ActorCritic."
+
+
+def _policy_of(model: nnx.Module) -> ActorCritic:
+    if not isinstance(model, ActorCritic):
+        raise ConfigError(f"A {type(model).__name__} is no policy: expected the ActorCritic of a PPOTask.")
+    return model
+
+
+def _input_sizes(policy: ActorCritic) -> list[int]:
+    if policy.memory is not None:
+        return [policy.memory.in_features, policy.memory_size]
+    if policy.normalizer is not None:
+        return [policy.normalizer.mean[...].shape[-1]]
+    return [policy.policy.layers[0].in_features]
+
+
+def _function_of(policy: ActorCritic) -> Callable[..., Any]:
+    # Host arrays, so that no device is written into the file.
+    definition, leaves = nnx.split(policy)
+    leaves = jax.device_get(leaves)
+
+    def act(obs: jax.Array, *memory: jax.Array) -> Any:
+        policy = nnx.merge(definition, leaves)
+        distribution, after = policy.act(obs, memory[0] if memory else jnp.zeros((*obs.shape[:-1], 0)))
+        return (distribution.mode(), after) if memory else distribution.mode()
+
+    return act
+
+
+def _exact_products() -> Any:
+    """GPUs and TPUs round the factors of a matrix product by default; a deployed policy should act alike everywhere."""
+    return jax.default_matmul_precision("highest")
+
+
+def _describe(policy: ActorCritic, metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    """All metadata, each value as JSON."""
+    sizes = _input_sizes(policy)
+    own: dict[str, Any] = {
+        "galvanax_version": packages.version("galvanax"),
+        "inputs": {"obs": ["batch", sizes[0]]},
+        "outputs": {"action": ["batch", policy.action_size]},
+    }
+    if len(sizes) > 1:
+        own["inputs"] |= {"memory": ["batch", sizes[1]]}
+        own["outputs"] |= {"memory_out": ["batch", sizes[1]]}
+    texts = {}
+    for name, value in {**own, **(metadata or {})}.items():
+        try:
+            texts[name] = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"metadata[{name!r}]={value!r} is no JSON: {error}.") from error
+    return texts
+
+
+def _try(graph: "onnx.ModelProto", policy: ActorCritic) -> None:
+    """Raises ConfigError where the graph computes something else than the model, which a subclass's may."""
+    from onnx.reference import ReferenceEvaluator
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(_TRIED, size)).astype(np.float32) for size in _input_sizes(policy)]
+    if policy.normalizer is not None:
+        statistics = jax.device_get([policy.normalizer.mean[...], policy.normalizer.squares[...]])
+        count = max(float(policy.normalizer.count[...]), 1.0)
+        arrays[0] = (statistics[0] + arrays[0] * np.sqrt(statistics[1] / count)).astype(np.float32)
+    arrays[1:] = [np.tanh(array) for array in arrays[1:]]
+    with _exact_products():
+        wanted = jax.device_get(jax.tree.leaves(jax.jit(_function_of(policy))(*arrays)))
+    names = ("obs", "memory")[: len(arrays)]
+    found = ReferenceEvaluator(graph).run(None, dict(zip(names, arrays, strict=True)))
+    for one, other in zip(found, wanted, strict=True):
+        if not np.allclose(one, other, atol=_TOLERANCE, rtol=_TOLERANCE):
+            off = np.abs(one - other).max()
+            raise ConfigError(
+                f"{type(policy).__name__} doesn't compute what its ONNX graph does (off by {off:.2g}): it is "
+                f"not finite, or overrides a part of ActorCritic. {_INSTEAD}"
+            )
+
+
+def _write(path: Path, content: bytes | bytearray, about: Mapping[str, str]) -> Path:
+    with partial_file(path) as partial:
+        partial.write_bytes(content)
+    with partial_file(path.with_name(f"{path.name}.json")) as partial:
+        partial.write_text(json.dumps({name: json.loads(text) for name, text in about.items()}, indent=1) + "\n")
+    return path
