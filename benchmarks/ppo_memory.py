@@ -2,8 +2,8 @@
 
     uv run python benchmarks/ppo_memory.py [--environments cart-pole-swing-up go2] [--num-envs 64 512 4096]
 
-Of the compiled iteration, with nothing from the compile cache: the state (environments and weights, which is also what a
-checkpoint holds), and the temporaries that XLA asks for beside it.
+Of the compiled iteration, with nothing from the compile cache: the state (environments and weights, which is also what
+a checkpoint holds), and the temporaries that XLA asks for beside it.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ USAGE = """usage: galvanax COMMAND ...
 
   fit EXPERIMENT [--resume [CHECKPOINT]] [--overwrite] [flags]   train; `galvanax fit EXPERIMENT --help` lists the flags
   evaluate RUN_DIR [--checkpoint CHECKPOINT]                     measure a finished run again
-  export RUN_DIR --output FILE [--checkpoint CHECKPOINT]         write a run's weights to a safetensors file
+  export RUN_DIR --output FILE [--checkpoint CHECKPOINT]         its weights (.safetensors) or policy (.onnx, .jax)
   play RUN_DIR [--num-episodes N] [--command VX VY YAW] [flags]  measure and film a PPO run's policy
   collect RUN_DIR --num-episodes N --output FILE.npz [flags]     write down a PPO run's motions, as data
   simulate SYSTEM --output DIR [flags]                           write CSV logs of a system's random motion

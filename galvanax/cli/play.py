@@ -14,7 +14,7 @@ from rich.table import Table
 from galvanax.cli.runs import load_policy
 from galvanax.errors import ConfigError
 from galvanax.rendering.partial_file import partial_file
-from galvanax.rendering.write_clip import Format, write_clip
+from galvanax.rendering.write_clip import FORMATS, Format, write_clip
 from galvanax.tasks.policy_rollout import Command, Episodes, episode_clip, episode_keys, mujoco_model, play_episodes
 from galvanax.trainer.checkpoints import read_meta
 
@@ -70,6 +70,8 @@ def play(arguments: list[str]) -> None:
         play_episodes(model, env, keys, num_steps, deterministic=not command.stochastic)
     )
     output = command.output or command.run_dir / "play"
+    for name in FORMATS:  # an earlier film would seem to show these figures
+        (output / f"episode_0.{name}").unlink(missing_ok=True)
     figures = {
         "checkpoint": str(checkpoint),
         "step": read_meta(checkpoint)["step"],

@@ -62,7 +62,7 @@ def load_policy(
     _, model = type(experiment.task).load(run_dir, checkpoint)
     assert isinstance(model, ActorCritic)
     data.setup()
-    env = data.eval_environment
+    env = data.eval_env
     return model, data, env if command is None else with_command(env, command), folder
 
 

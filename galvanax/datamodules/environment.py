@@ -1,6 +1,7 @@
 """Environments as the source of data: what PPO learns from."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import grain
@@ -8,6 +9,7 @@ import numpy as np
 import tyro
 
 from galvanax.datamodules.datamodule import DataModule
+from galvanax.envs.environment import MJXEnvironment
 from galvanax.envs.registry import load
 from galvanax.errors import ConfigError
 
@@ -37,17 +39,27 @@ class EnvironmentDataModule(DataModule):
         for name in ("num_envs", "iterations_per_epoch", "num_eval_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"EnvironmentDataModule.{name}={getattr(self, name)}: expected at least 1.")
-        if isinstance(self.environment, str):
-            self.environment = load(self.environment)
-        check_environment(self.environment)
-        if self.eval_environment is None:
-            evaluation = getattr(self.environment, "evaluation", None)
-            self.eval_environment = self.environment if evaluation is None else evaluation()
+        _ = self.train_env, self.eval_env
+
+    # Loaded once, beside the settings: those stay as they were given.
+
+    @functools.cached_property
+    def train_env(self) -> Any:
+        """The environment that is learned from."""
+        return _loaded(self.environment)
+
+    @functools.cached_property
+    def eval_env(self) -> Any:
+        """The environment that policies are judged in."""
+        if self.eval_environment is not None:
+            return _loaded(self.eval_environment)
+        evaluation = getattr(self.train_env, "evaluation", None)
+        return self.train_env if evaluation is None else evaluation()
 
     @property
     def max_episode_length(self) -> int:
         """Control steps before an episode is cut off."""
-        return self.episode_length or getattr(self.environment, "episode_length", None) or 1000
+        return self.episode_length or getattr(self.train_env, "episode_length", None) or 1000
 
     def train_dataset(self, seed: int) -> grain.MapDataset:
         """Each batch is the environments' numbers `{"env": (num_envs,)}`, the same every time."""
@@ -64,11 +76,15 @@ class EnvironmentDataModule(DataModule):
         return grain.MapDataset.source([{"episode": episodes}])
 
 
-def check_environment(env: Any) -> None:
-    """Raises ConfigError where an object lacks a part of brax's convention."""
+def _loaded(environment: Any) -> Any:
+    """The environment itself, by name or not. Raises ConfigError where it lacks a part of brax's convention."""
+    env = load(environment) if isinstance(environment, str) else environment
     missing = [name for name in ("reset", "step", "action_size", "observation_size") if not hasattr(env, name)]
     if missing:
         raise ConfigError(
             f"{type(env).__name__} is no environment: it has no {', '.join(missing)}. Expected brax's convention: "
             "reset(rng) -> State, step(state, action) -> State, action_size, observation_size."
         )
+    if isinstance(env, MJXEnvironment):
+        env.check()
+    return env

@@ -126,7 +126,7 @@ class PPOTask(Task):
         """
         if not isinstance(datamodule, EnvironmentDataModule):
             raise ConfigError(f"PPOTask needs an EnvironmentDataModule, not a {type(datamodule).__name__}.")
-        env = datamodule.environment
+        env = datamodule.train_env
         self._check_settings()
         if datamodule.num_envs % self.num_minibatches:
             near = -(-datamodule.num_envs // self.num_minibatches) * self.num_minibatches
@@ -146,7 +146,7 @@ class PPOTask(Task):
         if isinstance(size, Mapping):
             # Images pass by: policy and value function see vectors.
             sizes = {name: _length(size[name]) for name in ("state", "privileged_state") if name in size}
-        environments = (AutoReset(env, datamodule.max_episode_length), datamodule.eval_environment, datamodule.num_envs)
+        environments = (AutoReset(env, datamodule.max_episode_length), datamodule.eval_env, datamodule.num_envs)
         return dataclasses.replace(self, observation_size=sizes, action_size=env.action_size, environments=environments)
 
     def build_model(self, rngs: nnx.Rngs) -> ActorCritic:

@@ -119,7 +119,7 @@ def ppo_loss(
 
 def mirror_minibatch(batch: Minibatch, symmetry: Symmetry) -> Minibatch:
     """The batch, and its mirror image behind it along the environments: twice the data (Mittal et al., 2024, 3.2)."""
-    obs = symmetry.mirror_obs(policy_observation(batch.obs))
+    obs: Any = symmetry.mirror_obs(policy_observation(batch.obs))
     if isinstance(batch.obs, Mapping):  # what only the value function sees has no known mirror image, nor needs one
         obs = {**batch.obs, "state": obs}
     policy = ActionDistribution(

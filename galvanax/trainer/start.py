@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("galvanax")
 
 STACK, STACK_BYTES = 64, 256 * 2**20
-RUN_FILES = (CONFIG, "metrics.csv", "checkpoints", "tensorboard", "evaluation.json", "plots", "videos")
+RUN_FILES = (CONFIG, "metrics.csv", "checkpoints", "tensorboard", "evaluation.json", "plots", "videos", "play")
 
 
 def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str | Path | None) -> Run:

@@ -103,7 +103,9 @@ def test_what_is_wrong(own, tmp_path, capsys):
     assert "'layer/0/*', which matches none" in fails(capsys, *new, "--freeze", "layer/0/*")
     assert "has a callback 'freeze' of its own" in fails(capsys, "fit", "spring.py:frozen", "--freeze", "layers/0/*")
     assert "There is no run folder" in fails(capsys, "export", "sprin", "--output", "weights.safetensors")
-    assert "No checkpoint of step 5" in fails(capsys, "export", "spring", "--output", "weights", "--checkpoint", "5")
+    assert "No checkpoint of step 5" in fails(
+        capsys, "export", "spring", "--output", "weights.safetensors", "--checkpoint", "5"
+    )
     assert "--output" in fails(capsys, "export", "spring")
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "weights").exists()

@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from galvanax.envs.environment import MJXEnvironment, State, is_broken, where_finite
+from galvanax.errors import ConfigError
 from galvanax.physics.quiet_mjx import mjx
+
+_STARTS = ("anywhere", "hanging")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,12 @@ class Pendulum(MJXEnvironment):
     control_dt: float = 0.04
     episode_length: int = 250
     start: str = "anywhere"
+
+    def check(self) -> None:
+        """Raises ConfigError for an unknown start."""
+        super().check()
+        if self.start not in _STARTS:
+            raise ConfigError(f"Pendulum.start={self.start!r}: expected one of {', '.join(_STARTS)}.")
 
     def reset(self, rng: jax.Array) -> State:
         """A random angle, nearly at rest."""

@@ -23,6 +23,7 @@ class Layout:
       qpos: indices into qpos `(joints,)`.
       qvel: indices into qvel `(joints,)`.
       torque_of: for each actuator, the joint (in this order) whose torque it gets `(nu,)`.
+      gears: of the actuators: torque per unit of control `(nu,)`.
       limits: largest torque of each joint (N·m) `(joints,)`.
       ranges: of the joints (rad) `(joints, 2)`.
       trunk: id of the trunk's body.
@@ -37,6 +38,7 @@ class Layout:
     qpos: np.ndarray
     qvel: np.ndarray
     torque_of: np.ndarray
+    gears: np.ndarray
     limits: np.ndarray
     ranges: np.ndarray
     trunk: int
@@ -89,6 +91,7 @@ def find_layout(
         qpos=model.jnt_qposadr[order],
         qvel=model.jnt_dofadr[order],
         torque_of=np.array([place[model.actuator_trnid[index, 0]] for index in range(model.nu)]),
+        gears=model.actuator_gear[:, 0].copy(),
         limits=np.array([_torque_limit(model, joint, source) for joint in order]),
         ranges=np.where(model.jnt_limited[order][:, None], model.jnt_range[order], [-np.inf, np.inf]),
         trunk=trunk_id,
@@ -152,13 +155,19 @@ def _name(model: mujoco.MjModel, obj: mujoco.mjtObj, index: int) -> str:
 
 def _driven_joints(model: mujoco.MjModel, source: str) -> dict[int, int]:
     """Joint ids that actuators drive directly, by themselves."""
-    driven = {}
+    driven: dict[int, int] = {}
+    motors: dict[int, str] = {}
     for index in range(model.nu):
+        name = _name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, index)
         if model.actuator_trntype[index] != mujoco.mjtTrn.mjTRN_JOINT:
-            name = _name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, index)
             raise DataError(f"{source}: the actuator {name!r} drives no joint directly; expected <motor joint=.../>.")
         joint = int(model.actuator_trnid[index, 0])
-        driven[joint] = joint
+        if joint in driven:
+            raise DataError(
+                f"{source}: {motors[joint]!r} and {name!r} both drive the joint "
+                f"{_name(model, mujoco.mjtObj.mjOBJ_JOINT, joint)!r}; expected one motor a joint."
+            )
+        driven[joint], motors[joint] = joint, name
     return driven
 
 

@@ -304,7 +304,7 @@ class LeggedEnvironment(MJXEnvironment):
             target = jnp.where(index < delay, before, targets)
             torque = kp * (target - data.qpos[layout.qpos]) - kd * data.qvel[layout.qvel]
             torque = jnp.clip(torque, -limits, limits)
-            return mjx.step(model, data.replace(ctrl=torque[layout.torque_of])), torque
+            return mjx.step(model, data.replace(ctrl=torque[layout.torque_of] / layout.gears)), torque
 
         data, torques = jax.lax.scan(substep, data, jnp.arange(self.n_substeps))
         return data, torques[-1, : layout.controlled]
