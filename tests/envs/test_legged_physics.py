@@ -217,7 +217,7 @@ def test_lowest_points(physics):
             np.testing.assert_allclose(lowest[row, place, 2], z, atol=1e-5)
 
 
-@pytest.mark.parametrize(("cone", "dims"), [("pyramidal", (1, 3, 4, 6)), ("elliptic", (3, 4, 6))])
+@pytest.mark.parametrize(("cone", "dims"), [("pyramidal", (1, 4, 6)), ("elliptic", (4, 6))])
 def test_contact_forces_of_every_kind(cone, dims):
     """Contacts with no, sliding, twisting and rolling friction, in either order of geoms; a body on a body."""
     geoms = {dim: ("s4", "floor") if dim == 4 else ("floor", f"s{dim}") for dim in dims}

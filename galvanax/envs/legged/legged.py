@@ -16,6 +16,7 @@ import numpy as np
 from galvanax.envs.environment import MJXEnvironment, State, is_broken, where_finite
 from galvanax.envs.height_scan import HeightScan
 from galvanax.envs.legged.layout import Layout, find_layout, make_torque_motors, match_values
+from galvanax.envs.legged.mirror import mirror_image
 from galvanax.envs.legged.rewards import CONTACT_FORCE, TERMS, Motion, RewardTerm
 from galvanax.envs.legged.settings import (
     Commands,
@@ -258,7 +259,7 @@ class LeggedEnvironment(MJXEnvironment):
         command, heading = self._draw_command(command_rng)
         info["command"] = jnp.where(due, command, info["command"])
         info["heading"] = jnp.where(due, heading, info["heading"])
-        info["command"] = self._steer(info, data)
+        info["command"] = where_finite(self._steer(info, data))
 
         motion = self._observe_motion(model, data, info, action, torques)
         reward, terms = self._reward(motion)
@@ -458,37 +459,8 @@ class LeggedEnvironment(MJXEnvironment):
 
     @functools.cached_property
     def symmetry(self) -> Symmetry:
-        """The robot mirrored at its sagittal plane: left and right change places, roll and yaw change sign.
-
-        Raises:
-          ConfigError: the gait's clock is not the same for both sides, half a stride apart.
-        """
-        if self.observes_phase and self.gait.offset != (0.0, 0.5):
-            raise ConfigError(
-                f"{type(self).__name__}.gait.offset={self.gait.offset} is not symmetric; expected (0, 0.5)."
-            )
-        joints, signs = _mirror_joints(self.joints, self.mj_model)
-        flips = {
-            "lin_vel": [1, -1, 1],
-            "ang_vel": [-1, 1, -1],
-            "gravity": [1, -1, 1],
-            "command": [1, -1, -1],
-            "phase": [-1, -1],  # half a stride on
-        }
-        order, obs_signs = [], []
-        for name, part in self.observation_layout.items():
-            places = np.arange(part.stop - part.start)
-            if name in ("joint_pos", "joint_vel", "last_action"):
-                order.append(part.start + joints)
-                obs_signs.append(signs)
-            elif name == "height_scan":
-                assert self.height_scan is not None
-                order.append(part.start + places.reshape(-1, int(self.height_scan.y[2]))[:, ::-1].ravel())
-                obs_signs.append(np.ones(len(places)))
-            else:
-                order.append(part.start + places)
-                obs_signs.append(np.array(flips[name]))
-        return Symmetry(np.concatenate(order), np.concatenate(obs_signs).astype(np.float32), joints, signs)
+        """The robot mirrored at its sagittal plane. Raises ConfigError where the gait is not symmetric."""
+        return mirror_image(self)
 
     @functools.cached_property
     def _noise_amplitudes(self) -> np.ndarray:
@@ -519,17 +491,3 @@ def trunk_motion(data: mjx.Data) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _yaw(data: mjx.Data) -> jax.Array:
     forward = quaternions.rotate(data.qpos[3:7], jnp.asarray(_FORWARD))
     return jnp.arctan2(forward[1], forward[0])
-
-
-_SIDES = {"left": "right", "right": "left", "FL": "FR", "FR": "FL", "RL": "RR", "RR": "RL"}
-
-
-def _mirror_joints(names: tuple[str, ...], model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
-    """For each joint, which one takes its place in the mirror, and whether the angle changes sign."""
-    order, signs = [], []
-    for name in names:
-        side, _, rest = name.partition("_")
-        order.append(names.index(f"{_SIDES[side]}_{rest}"))
-        # Turning about the axis from left to right (pitch) looks the same in the mirror.
-        signs.append(1.0 if np.abs(model.joint(name).axis).argmax() == 1 else -1.0)
-    return np.array(order), np.array(signs, np.float32)
