@@ -10,7 +10,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_the_custom_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "class SpringTask" in block]
     names: dict = {"__name__": "readme"}
     exec(code, names)
     assert names["result"].metrics["val/loss"] < 1e-3

@@ -36,6 +36,7 @@ TESTED = {
     "numpy": ("2.4.6", "2.5.5"),
     "optax": ("0.2.8",),
     "orbax-checkpoint": ("0.12.8",),
+    "packaging": ("26.3",),
     "pillow": ("12.3.0",),
     "polars": ("1.44.2",),
     "rich": ("15.0.0",),

@@ -329,11 +329,11 @@ def test_little_disk_and_memory(capsys, monkeypatch):
 
 
 def test_optional(capsys, monkeypatch):
-    set_versions(monkeypatch, wandb=None, playground="0.2.0", onnxruntime="1.20.0")
+    set_versions(monkeypatch, wandb=None, playground="0.2.0", onnxruntime="1.31.1")
     status, result = one(capsys, "optional")
     assert (status, result.status) == (0, "pass")
     assert "wandb not installed (needed for logs to Weights & Biases)" in result.found
-    assert "playground 0.2.0; onnxruntime 1.20.0" in result.found
+    assert "playground 0.2.0; onnxruntime 1.31.1" in result.found
     set_versions(monkeypatch, wandb="0.18.0")
     status, result = one(capsys, "optional")
     assert (status, result.status, result.advice) == (0, "warn", 'pip install "wandb>=0.19"')
