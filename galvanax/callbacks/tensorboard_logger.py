@@ -11,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
 from galvanax.callbacks.callback import Callback
+from galvanax.partial_file import partial_file
 
 if TYPE_CHECKING:
     from galvanax.trainer.run import FitResult, Run
@@ -84,6 +85,5 @@ def _cut(path: Path, step: int) -> None:
         if Event.FromString(record[12:-4]).step <= step:
             kept += record
         at += len(record)
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_bytes(kept)
-    partial.replace(path)
+    with partial_file(path) as partial:
+        partial.write_bytes(kept)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from galvanax.cli.runs import load_policy
 from galvanax.errors import ConfigError
-from galvanax.rendering.partial_file import partial_file
+from galvanax.partial_file import partial_file
 from galvanax.rendering.write_clip import FORMATS, Format, write_clip
 from galvanax.tasks.policy_rollout import Command, Episodes, episode_clip, episode_keys, mujoco_model, play_episodes
 from galvanax.trainer.checkpoints import read_meta

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from galvanax.envs.environment import cast_like, strong
 from galvanax.errors import ConfigError
 
 # Environments that are reset in one go: a share of the batch, since few end at the same step.
@@ -57,7 +58,7 @@ class AutoReset:
             "episode_return": zeros,
             "episode_metrics": {name: zeros for name in state.metrics},
         }
-        return _strong(state.replace(info=info, reward=zeros, done=zeros))
+        return strong(state.replace(info=info, reward=zeros, done=zeros))
 
     def step(self, state: Any, action: jax.Array) -> Any:
         """One control step of every environment under actions `(num_envs, action_size)`."""
@@ -79,7 +80,7 @@ class AutoReset:
             },
         }
         ended = stepped.replace(done=done, info=info)
-        return _cast_like(self._restart(ended), state)
+        return cast_like(self._restart(ended), state)
 
     def _restart(self, state: Any) -> Any:
         """Replaces ended episodes by fresh ones, a share of the batch at a time, as many shares as needed."""
@@ -102,22 +103,13 @@ class AutoReset:
             # Keys of wrappers around or inside pass through.
             info = {name: info.get(name, value) for name, value in old.info.items()}
             new = fresh.replace(reward=old.reward, done=old.done, metrics=old.metrics, info=info)
-            new = _cast_like(new, old)
+            new = cast_like(new, old)
             put = jax.tree.map(lambda leaf, value: leaf.at[rows].set(value, mode="drop"), state, new)
             return start + share, put
 
-        state = _strong(state)
+        state = strong(state)
         return jax.lax.while_loop(lambda carry: carry[0] < count, restart_some, (jnp.int32(0), state))[1]
 
     def _next_episodes(self, old: Any, keys: jax.Array) -> Any:
         next_episode = getattr(self.env, "next_episode", None)
         return jax.vmap(self.env.reset)(keys) if next_episode is None else jax.vmap(next_episode)(old, keys)
-
-
-def _strong(tree: Any) -> Any:
-    """Without weak types, which a loop's carry can't change."""
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
-
-
-def _cast_like(tree: Any, like: Any) -> Any:
-    return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), tree, like)

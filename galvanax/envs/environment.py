@@ -187,6 +187,16 @@ class MJXEnvironment:
         return jax.lax.scan(lambda data, _: (mjx.step(model, data), None), data, None, self.n_substeps)[0]
 
 
+def strong(tree: Any) -> Any:
+    """A pytree without weak types, which the carry of a loop can't change."""
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """A pytree with the types of another, so that a loop can carry it: some environments change theirs in a step."""
+    return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), tree, like)
+
+
 def is_broken(data: mjx.Data) -> jax.Array:
     """1.0 where the physics has become NaN or infinite."""
     return 1.0 - (jnp.isfinite(data.qpos).all() & jnp.isfinite(data.qvel).all()).astype(jnp.float32)

@@ -11,8 +11,8 @@ import mujoco
 import numpy as np
 
 from galvanax.errors import DataError, nearest
+from galvanax.partial_file import partial_file
 from galvanax.physics.models import bundled_models, load_model
-from galvanax.rendering.partial_file import partial_file
 
 # As in logs, so that a saved trajectory with controls can be trained on (`galvanax.read_trajectories`).
 TIME = "timestamp"

@@ -17,7 +17,7 @@ from galvanax.envs.legged.legged import LeggedEnvironment
 from galvanax.errors import ConfigError
 from galvanax.networks.actor_critic import ActorCritic
 from galvanax.networks.mlp import MLP
-from galvanax.rendering.partial_file import partial_file
+from galvanax.partial_file import partial_file
 
 if TYPE_CHECKING:
     import onnx

@@ -10,6 +10,7 @@ import mujoco
 import numpy as np
 from flax import nnx
 
+from galvanax.envs.environment import cast_like, strong
 from galvanax.envs.legged.settings import Commands
 from galvanax.errors import ConfigError, DataError
 from galvanax.networks.actor_critic import ActorCritic
@@ -228,9 +229,9 @@ def _play(
             "action": action,
             "reward": after.reward,
         }
-        return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), after, state), memory, row
+        return cast_like(after, state), memory, row
 
-    state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), reset(keys))
+    state = strong(reset(keys))
     memory = model.initial_memory(count)
     shapes = jax.eval_shape(lambda: one_step(state, memory, jnp.int32(0))[2])
     rows = jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape), leaf.dtype), shapes)

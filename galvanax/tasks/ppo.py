@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ from galvanax.trainer.state import Arrays, TrainState
 if TYPE_CHECKING:
     from galvanax.datamodules.datamodule import DataModule
 
-SCHEDULES = ("constant", "linear", "adaptive")
-SYMMETRIES = ("none", "augment", "loss")
+Schedule = Literal["constant", "linear", "adaptive"]
+SymmetryUse = Literal["none", "augment", "loss"]
 
 # Environments are shuffled within this many groups, so that a minibatch is the same on 1 device and on 8.
 _GROUPS = 8
@@ -92,7 +92,7 @@ class PPOTask(Task):
     num_epochs: int = 4
     num_minibatches: int = 8
     learning_rate: float = 3e-4
-    learning_rate_schedule: Literal["constant", "linear", "adaptive"] = "constant"
+    learning_rate_schedule: Schedule = "constant"
     desired_kl: float = 0.01
     discount: float = 0.99
     gae_lambda: float = 0.95
@@ -109,7 +109,7 @@ class PPOTask(Task):
     distribution: Literal["tanh_normal", "normal"] = "tanh_normal"
     initial_std: float = 1.0
     memory_size: int = 0
-    symmetry: Literal["none", "augment", "loss"] = "none"
+    symmetry: SymmetryUse = "none"
     symmetry_coef: float = 0.5
     observation_size: tyro.conf.Suppress[dict[str, int]] = dataclasses.field(default_factory=dict)
     action_size: tyro.conf.Suppress[int] = 0
@@ -252,9 +252,10 @@ class PPOTask(Task):
         for name in ("unroll_length", "num_epochs", "num_minibatches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"PPOTask.{name}={getattr(self, name)}: expected at least 1.")
-        for name, known in (("learning_rate_schedule", SCHEDULES), ("symmetry", SYMMETRIES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"PPOTask.{name}={getattr(self, name)!r}: expected one of {', '.join(known)}.")
+        for name, kind in (("learning_rate_schedule", Schedule), ("symmetry", SymmetryUse)):
+            if getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise ConfigError(f"PPOTask.{name}={getattr(self, name)!r}: expected one of {known}.")
 
     def _learning_data(self, rollout: Transitions, memory: jax.Array) -> Minibatch:
         rewards = rollout.reward * self.reward_scaling

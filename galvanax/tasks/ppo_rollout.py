@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from galvanax.envs.environment import strong
 from galvanax.networks.actor_critic import ActionDistribution, ActorCritic
 
 
@@ -83,7 +84,7 @@ def collect(
             raw_action=raw,
             policy=policy,
             log_prob=policy.log_prob(raw),
-            value=model.value(state.obs),
+            value=jnp.zeros_like(truncation),  # of all steps at once, below
             next_value=cut_off,
             reward=after.reward,
             done=after.done,
@@ -95,9 +96,10 @@ def collect(
         return (after, next_memory), transition
 
     (state, memory), transitions = jax.lax.scan(step, (state, memory), jnp.arange(steps))
-    following = jnp.concatenate([transitions.value[1:], model.value(state.obs)[None]])
+    value = model.value(transitions.obs)
+    following = jnp.concatenate([value[1:], model.value(state.obs)[None]])
     next_value = jnp.where(transitions.done > 0, transitions.next_value, following)
-    return state, memory, dataclasses.replace(transitions, next_value=next_value)
+    return state, memory, dataclasses.replace(transitions, value=value, next_value=next_value)
 
 
 def episode(env: Any, model: ActorCritic, rng: jax.Array, length: int) -> dict[str, jax.Array]:
@@ -107,7 +109,7 @@ def episode(env: Any, model: ActorCritic, rng: jax.Array, length: int) -> dict[s
       `episode_return`, `episode_length` (control steps), and each of the environment's metrics as `env/NAME`, averaged
       over the episode's steps.
     """
-    state = _strong(env.reset(rng))
+    state = strong(env.reset(rng))
     totals = {name: jnp.zeros(()) for name in state.metrics}
     start = (state, model.initial_memory(), jnp.int32(0), jnp.zeros(()), totals)
 
@@ -131,7 +133,3 @@ def episode(env: Any, model: ActorCritic, rng: jax.Array, length: int) -> dict[s
     _, _, steps, returned, totals = jax.lax.while_loop(running, step, start)
     means = {f"env/{name}": value / steps for name, value in totals.items()}
     return {"episode_return": returned, "episode_length": steps.astype(jnp.float32), **means}
-
-
-def _strong(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
