@@ -32,10 +32,13 @@ class AutoReset:
     Attributes:
       env: one environment.
       episode_length: the time limit in control steps; by default the environment's own, else 1000.
+      stagger: the first episodes get random time limits, so that the batch does not time out, and start anew, in step:
+        a learner would see beginnings alone at one time, and ends alone at another.
     """
 
     env: Any
     episode_length: int = 0
+    stagger: bool = False
 
     def __post_init__(self) -> None:
         limit = self.episode_length or getattr(self.env, "episode_length", 1000)
@@ -48,6 +51,10 @@ class AutoReset:
         keys = jax.vmap(jax.random.split)(rng)
         state = jax.vmap(self.env.reset)(keys[:, 0])
         zeros = jnp.zeros(rng.shape[0])
+        limits = zeros + self.episode_length
+        if self.stagger:
+            shares = jax.vmap(lambda key: 1 - jax.random.uniform(jax.random.fold_in(key, 0)))(keys[:, 1])
+            limits = jnp.ceil(shares * limits)
         # Arrays of the carry's final types, so that a scan can carry the state.
         info = {
             **state.info,
@@ -55,6 +62,7 @@ class AutoReset:
             "final_observation": state.obs,
             "truncation": zeros,
             "steps": zeros,
+            "time_limit": limits,
             "episode_return": zeros,
             "episode_metrics": {name: zeros for name in state.metrics},
         }
@@ -66,7 +74,7 @@ class AutoReset:
         # Environments may hand the old `done` on: a new episode starts with 0.
         stepped = jax.vmap(self.env.step)(state.replace(done=jnp.zeros_like(state.done)), action)
         steps = state.info["steps"] * running + 1
-        timed_out = (steps >= self.episode_length).astype(stepped.done.dtype)
+        timed_out = (steps >= state.info["time_limit"]).astype(stepped.done.dtype)
         done = jnp.maximum(stepped.done, timed_out)
         info = {
             **stepped.info,
@@ -74,6 +82,7 @@ class AutoReset:
             "final_observation": stepped.obs,
             "truncation": timed_out * (1 - stepped.done),
             "steps": steps,
+            "time_limit": state.info["time_limit"],
             "episode_return": state.info["episode_return"] * running + stepped.reward,
             "episode_metrics": {
                 name: state.info["episode_metrics"][name] * running + value for name, value in stepped.metrics.items()
@@ -99,7 +108,9 @@ class AutoReset:
             keys = jax.vmap(jax.random.split)(old.info["auto_reset_rng"])
             fresh = self._next_episodes(old, keys[:, 0])
             kept = ("final_observation", "truncation", "steps", "episode_return", "episode_metrics")
-            info = {**fresh.info, "auto_reset_rng": keys[:, 1], **{name: old.info[name] for name in kept}}
+            limits = jnp.full_like(old.info["time_limit"], self.episode_length)
+            info = {**fresh.info, **{name: old.info[name] for name in kept}}
+            info |= {"auto_reset_rng": keys[:, 1], "time_limit": limits}
             # Keys of wrappers around or inside pass through.
             info = {name: info.get(name, value) for name, value in old.info.items()}
             new = fresh.replace(reward=old.reward, done=old.done, metrics=old.metrics, info=info)

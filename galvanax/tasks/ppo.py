@@ -146,7 +146,8 @@ class PPOTask(Task):
         if isinstance(size, Mapping):
             # Images pass by: policy and value function see vectors.
             sizes = {name: _length(size[name]) for name in ("state", "privileged_state") if name in size}
-        environments = (AutoReset(env, datamodule.max_episode_length), datamodule.eval_env, datamodule.num_envs)
+        training = AutoReset(env, datamodule.max_episode_length, stagger=True)
+        environments = (training, datamodule.eval_env, datamodule.num_envs)
         return dataclasses.replace(self, observation_size=sizes, action_size=env.action_size, environments=environments)
 
     def build_model(self, rngs: nnx.Rngs) -> ActorCritic:

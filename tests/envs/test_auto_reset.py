@@ -196,6 +196,19 @@ def test_all_may_end_at_once():
     assert len(np.unique(found["obs"][..., 0])) == STEPS * ENVS
 
 
+def test_staggered_first_episodes():
+    """The first limits are random and spread over the whole range; every later episode has the full one."""
+    envs, limit = 64, 10
+    _, states = unroll(AutoReset(Walk(), limit, stagger=True), keys_of(envs), jnp.zeros((3 * limit, envs, 1)))
+    found = host(states)
+    lengths = [found["steps"][found["truncation"][:, env] > 0, env].astype(int).tolist() for env in range(envs)]
+    first = [row[0] for row in lengths]
+    assert set(first) >= set(range(1, limit)), "64 draws of 10 lengths"
+    assert max(first) <= limit
+    assert all(length == limit for row in lengths for length in row[1:])
+    assert max(np.bincount(np.nonzero(found["truncation"])[0][: 2 * envs])) < envs / 3
+
+
 def test_a_batch_of_one():
     _, states = unroll(AutoReset(Walk(), LIMIT), keys_of(1), actions_of(1))
     assert 6 < host(states)["done"].sum() < STEPS
