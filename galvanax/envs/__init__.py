@@ -16,6 +16,7 @@ from galvanax.envs.randomization import Randomization
 from galvanax.envs.registry import load, register
 from galvanax.envs.registry import names as list
 from galvanax.envs.symmetry import Symmetry
+from galvanax.envs.systems import load_system, system_of
 from galvanax.envs.terrain import Terrain
 from galvanax.envs.vision import Vision
 
@@ -38,5 +39,7 @@ __all__ = [
     "Vision",
     "list",
     "load",
+    "load_system",
     "register",
+    "system_of",
 ]

@@ -9,6 +9,7 @@ import mujoco
 
 from galvanax.errors import DataError
 from galvanax.physics.collect import count_substeps, extract_state_features
+from galvanax.physics.implicit_step import implicit_step
 from galvanax.physics.quiet_mjx import mjx
 
 History = Any  # A pytree of arrays: what a dynamics model remembers.
@@ -43,7 +44,7 @@ class Dynamics(Protocol):
         ...
 
 
-def rollout(
+def unroll(
     step: Callable[[History, jax.Array], tuple[History, jax.Array]], history: History, actions: jax.Array
 ) -> jax.Array:
     """Applies a `Dynamics.step` along a sequence of actions.
@@ -72,8 +73,8 @@ class MJXHistory(NamedTuple):
 class MJXDynamics:
     """The true simulator: `control_dt` seconds of MJX for each action.
 
-    Reverse mode goes through MJX only where its constraint solver does at most one iteration, or has no constraints
-    (mujoco issue 2259).
+    It can be differentiated through contact, at any number of solver iterations: see `implicit_step`. (On Warp's
+    implementation it only runs forward.)
     """
 
     def __init__(self, model: mujoco.MjModel | mjx.Model, control_dt: float | None = None):
@@ -88,6 +89,7 @@ class MJXDynamics:
         """
         self.substeps = count_substeps(model, control_dt)
         self.model = mjx.put_model(model) if isinstance(model, mujoco.MjModel) else model
+        self._advance = implicit_step if self.model.impl == mjx.Impl.JAX else mjx.step
 
     def init_history(self, states: jax.Array, actions: jax.Array) -> MJXHistory:
         """The last of the states `(..., history, nq + nv)`; activations of actuators start at zero.
@@ -119,10 +121,10 @@ class MJXDynamics:
             time=history.time,
             ctrl=action,
         )
-        data = jax.lax.fori_loop(0, self.substeps, lambda _, data: mjx.step(self.model, data), data)
+        data = jax.lax.fori_loop(0, self.substeps, lambda _, data: self._advance(self.model, data), data)
         state = extract_state_features(data)
         return MJXHistory(state, data.act, data.qacc_warmstart, data.time), state
 
     def rollout(self, history: MJXHistory, actions: jax.Array) -> jax.Array:
         """See `Dynamics.rollout`."""
-        return rollout(self.step, history, actions)
+        return unroll(self.step, history, actions)

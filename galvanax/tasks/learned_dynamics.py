@@ -10,7 +10,7 @@ import mujoco
 
 from galvanax.errors import ConfigError, DataError
 from galvanax.networks.gru_dynamics import GRUEnsemble, History
-from galvanax.physics.dynamics import rollout
+from galvanax.physics.dynamics import unroll
 from galvanax.physics.hydrax import refresh_kinematics
 from galvanax.physics.integrators import integrate_positions
 from galvanax.physics.models import load_model
@@ -117,7 +117,7 @@ class GRUDynamics:
 
     def rollout(self, history: History, actions: jax.Array) -> jax.Array:
         """The states after each of the actions `(..., horizon, action_dim)`: `(..., horizon, state_dim)`."""
-        return rollout(self.step, history, actions)
+        return unroll(self.step, history, actions)
 
     def kinematics(self, state: jax.Array) -> mjx.Data:
         """`mjx.Data` at `state (state_dim,)` with `xpos`, `xmat`, `site_xpos` and the like as they are there.

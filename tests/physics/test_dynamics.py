@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from galvanax import ConfigError, DataError
-from galvanax.physics import MJXDynamics, mujoco_rollout, rollout
+from galvanax.physics import MJXDynamics, mujoco_rollout, unroll
 
 # A cart that its actuator pushes through a filter: the activation is a state that qpos and qvel don't show.
 FILTERED = """
@@ -71,7 +71,7 @@ def test_any_step_can_be_rolled_out():
         history = history + jnp.sum(action, axis=-1, keepdims=True)
         return history, history * 10
 
-    states = rollout(step, jnp.zeros((2, 1)), jnp.arange(6.0).reshape(2, 3, 1))
+    states = unroll(step, jnp.zeros((2, 1)), jnp.arange(6.0).reshape(2, 3, 1))
     np.testing.assert_allclose(states[..., 0], [[0, 10, 30], [30, 70, 120]])
 
 

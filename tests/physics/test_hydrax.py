@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from galvanax.physics import DynamicsRollouts, refresh_kinematics, rollout
+from galvanax.physics import DynamicsRollouts, refresh_kinematics, unroll
 from galvanax.physics.quiet_mjx import mjx
 
 DT = 0.1
@@ -80,7 +80,7 @@ class Memory:
         return (state, mean, length), state
 
     def rollout(self, history, actions):
-        return rollout(self.step, history, actions)
+        return unroll(self.step, history, actions)
 
 
 @pytest.fixture(scope="module")

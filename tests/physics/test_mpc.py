@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from galvanax import ConfigError
-from galvanax.physics import CEM, MPPI, rollout
+from galvanax.physics import CEM, MPPI, unroll
 
 DT, HORIZON = 0.1, 30
 A, B = np.array([[1, DT], [0, 1]]), np.array([[DT**2 / 2], [DT]])
@@ -25,7 +25,7 @@ class Plant:
         return state, state
 
     def rollout(self, history, actions):
-        return rollout(self.step, history, actions)
+        return unroll(self.step, history, actions)
 
 
 def quadratic(state, action):
