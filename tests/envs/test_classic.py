@@ -120,10 +120,10 @@ def test_cart_pole_reward(systems, name):
     qpos = [[0, *up], [0, *hanging], [1.0, *up], [0, *up]]
     state = systems[name].step(qpos, np.zeros((4, poles + 1)), [[0], [0], [0], [1]])
     np.testing.assert_allclose(state.reward[:2], [1, 0], atol=1e-4)
-    np.testing.assert_allclose(state.reward[2], (1 + np.exp(-2)) / 2, atol=1e-3)
+    np.testing.assert_allclose(state.reward[2], (1 + np.exp(-0.5)) / 2, atol=1e-3)
     q, v = state.pipeline_state.qpos[3], state.pipeline_state.qvel[3]
     upright = np.mean((1 + np.cos(np.cumsum(q[1:]))) / 2)
-    centred, slow = (1 + np.exp(-2 * q[0] ** 2)) / 2, (1 + np.exp(-2 * (np.abs(v[1:]).max() / 5) ** 2)) / 2
+    centred, slow = (1 + np.exp(-0.5 * q[0] ** 2)) / 2, (1 + np.exp(-2 * (np.abs(v[1:]).max() / 5) ** 2)) / 2
     np.testing.assert_allclose(state.reward[3], upright * centred * slow * 0.8, rtol=1e-4)
     if poles == 2:  # one up, one down: half
         mixed = systems[name].step([[0, 0, np.pi]], np.zeros((1, 3)), [[0]])
