@@ -7,16 +7,19 @@ from galvanax.callbacks.csv_logger import CSVLogger
 from galvanax.callbacks.early_stopping import EarlyStopping
 from galvanax.callbacks.ema import EMA
 from galvanax.callbacks.freeze import Freeze
+from galvanax.callbacks.gradient_accumulation import GradientAccumulation
 from galvanax.callbacks.gradient_clipping import GradientClipping
 from galvanax.callbacks.model_summary import ModelSummary
 from galvanax.callbacks.progress_bar import ProgressBar
 from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
 from galvanax.callbacks.video_recorder import VideoRecorder
+from galvanax.callbacks.wandb_logger import WandBLogger
 from galvanax.callbacks.warm_start import WarmStart
 from galvanax.datamodules.arrays import ArrayDataModule
 from galvanax.datamodules.datamodule import DataModule, Statistics
 from galvanax.datamodules.dynamics import DynamicsDataModule, DynamicsDataset, create_dataset, split_dataset
 from galvanax.datamodules.environment import EnvironmentDataModule
+from galvanax.datamodules.motions import MotionDataModule
 from galvanax.datamodules.rollouts import RolloutDataModule
 from galvanax.datamodules.trajectories import TrajectoryDataModule
 from galvanax.datamodules.trajectory_files import read_trajectories
@@ -34,6 +37,8 @@ from galvanax.errors import (
 from galvanax.experiments.experiment import Experiment
 from galvanax.physics.collect import collect_random_rollouts
 from galvanax.tasks.acceleration import AccelerationTask
+from galvanax.tasks.dynaflow import DynaFlowTask, StateFlowTask
+from galvanax.tasks.flow_matching import FlowMatchingTask
 from galvanax.tasks.gru_dynamics import GRUDynamicsTask
 from galvanax.tasks.learned_dynamics import GRUDynamics
 from galvanax.tasks.policy_export import export_onnx, export_stablehlo, policy_metadata
@@ -43,10 +48,12 @@ from galvanax.trainer.export import export_safetensors
 from galvanax.trainer.run import FitResult, Run
 from galvanax.trainer.schedule import Epochs, Minutes, Steps
 from galvanax.trainer.state import TrainState
+from galvanax.trainer.strategy import FSDP, DataParallel, Partitioned
 from galvanax.trainer.trainer import Trainer
 
 __all__ = [
     "EMA",
+    "FSDP",
     "AccelerationTask",
     "ArrayDataModule",
     "CSVLogger",
@@ -56,6 +63,8 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DataModule",
+    "DataParallel",
+    "DynaFlowTask",
     "DynamicsDataModule",
     "DynamicsDataset",
     "EarlyStopping",
@@ -63,21 +72,26 @@ __all__ = [
     "Epochs",
     "Experiment",
     "FitResult",
+    "FlowMatchingTask",
     "Freeze",
     "GRUDynamics",
     "GRUDynamicsTask",
     "GalvanaxError",
+    "GradientAccumulation",
     "GradientClipping",
     "Minutes",
     "ModelSummary",
+    "MotionDataModule",
     "NonFiniteError",
     "PPOTask",
+    "Partitioned",
     "Preempted",
     "ProgressBar",
     "RenderError",
     "RolloutDataModule",
     "Run",
     "RunDirError",
+    "StateFlowTask",
     "Statistics",
     "Steps",
     "Task",
@@ -87,6 +101,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryDataModule",
     "VideoRecorder",
+    "WandBLogger",
     "WarmStart",
     "collect_random_rollouts",
     "create_dataset",

@@ -14,6 +14,7 @@ USAGE = """usage: galvanax COMMAND ...
   export RUN_DIR --output FILE [--checkpoint CHECKPOINT]         its weights (.safetensors) or policy (.onnx, .jax)
   play RUN_DIR [--num-episodes N] [--command VX VY YAW] [flags]  measure and film a PPO run's policy
   collect RUN_DIR --num-episodes N --output FILE.npz [flags]     write down a PPO run's motions, as data
+  sample RUN_DIR --num-samples N --output FILE.npz [flags]       trajectories of a flow-matching run, as data
   simulate SYSTEM --output DIR [flags]                           write CSV logs of a system's random motion
   render SOURCE [--output DIR] [--camera NAME] [flags]           film, contact sheet, web page of a trajectory or model
   list                                                           the experiments
@@ -50,6 +51,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
     from galvanax.cli.fit import fit
     from galvanax.cli.play import play
     from galvanax.cli.render import render
+    from galvanax.cli.sample import sample
     from galvanax.cli.simulate import simulate
 
     commands = {
@@ -58,6 +60,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
         "export": export,
         "play": play,
         "collect": collect,
+        "sample": sample,
         "simulate": simulate,
         "render": render,
         "list": _list,

@@ -10,6 +10,7 @@ from galvanax.callbacks.gradient_clipping import GradientClipping
 from galvanax.callbacks.model_summary import ModelSummary
 from galvanax.callbacks.progress_bar import ProgressBar
 from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
+from galvanax.callbacks.wandb_logger import WandBLogger
 from galvanax.cli.simulate import simulate
 from galvanax.datamodules.trajectories import TrajectoryDataModule
 from galvanax.experiments.experiment import Experiment
@@ -48,6 +49,7 @@ def double_cart_pole_gru() -> Experiment:
             "checkpoint": Checkpoint(monitor="val/loss", mode="min", keep_every=Epochs(10)),
             "csv": CSVLogger(),
             "tensorboard": TensorBoardLogger(),
+            "wandb": WandBLogger(mode="disabled"),
             "progress": ProgressBar(),
         },
     )

@@ -7,6 +7,7 @@ from galvanax.callbacks.gradient_clipping import GradientClipping
 from galvanax.callbacks.model_summary import ModelSummary
 from galvanax.callbacks.progress_bar import ProgressBar
 from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
+from galvanax.callbacks.wandb_logger import WandBLogger
 from galvanax.datamodules.rollouts import RolloutDataModule
 from galvanax.experiments.experiment import Experiment
 from galvanax.tasks.acceleration import AccelerationTask
@@ -26,6 +27,7 @@ def pendulum() -> Experiment:
             "checkpoint": Checkpoint(monitor="val/loss", mode="min"),
             "csv": CSVLogger(),
             "tensorboard": TensorBoardLogger(),
+            "wandb": WandBLogger(mode="disabled"),
             "progress": ProgressBar(),
         },
     )

@@ -127,7 +127,7 @@ class AccelerationTask(Task):
         output_dir: Path,
         *,
         num_examples: int | None = None,
-        beside: Mapping[str, nnx.Module] | None = None,
+        beside: Mapping[str, tuple[Task, nnx.Module]] | None = None,
     ) -> dict[str, Any]:
         """One-step and open-loop errors relative to persistence (predict no change), with two plots.
 
@@ -148,7 +148,7 @@ class AccelerationTask(Task):
             name: (states[:num_examples], actions[:num_examples])
             for name, (states, actions) in datamodule.reference_trajectories().items()
         }
-        models = {"": model, **(beside or {})}
+        models = {"": model, **self.models_beside(beside)}
         for (label, judged), (name, (states, actions)) in itertools.product(models.items(), references.items()):
             horizon = min(OPEN_LOOP_HORIZON, actions.shape[1])
             open_loop = open_loop_error(judged.step, judged.layout, states, actions, horizon)

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 import tyro
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from galvanax.errors import ConfigError
 from galvanax.networks.gru_dynamics import GRUEnsemble, Prediction
 from galvanax.physics.layout import StateLayout
 from galvanax.tasks.task import Metrics, Task
+from galvanax.trainer.data_axis import DATA, ROWS, WHOLE, over_data_axis
 
 if TYPE_CHECKING:
     from galvanax.datamodules.datamodule import DataModule
@@ -123,15 +125,22 @@ class GRUDynamicsTask(Task):
 
     def unroll(self, model: GRUEnsemble, batch: Any, horizon: int | None = None) -> Prediction:
         """Predictions over a window's horizon, each from the one before: `(members, batch, horizon, ...)`."""
-        assert self.history is not None
-        states, actions = batch["states"], batch["actions"]
-        start = self.history - 1
-        stop = states.shape[1] - 1 if horizon is None else start + horizon
-        history = model.encode(states[:, : self.history], actions)
-        _, predictions = jax.lax.scan(
-            lambda history, action: model.step(history, action), history, jnp.swapaxes(actions[:, start:stop], 0, 1)
-        )
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), predictions)
+        structure, arrays = nnx.split(model)
+
+        def unroll(arrays: nnx.State, states: jax.Array, actions: jax.Array) -> Prediction:
+            assert self.history is not None
+            model, start = nnx.merge(structure, arrays), self.history - 1
+            stop = states.shape[1] - 1 if horizon is None else start + horizon
+            history = model.encode(states[:, : self.history], actions)
+            _, predictions = jax.lax.scan(
+                lambda history, action: model.step(history, action), history, jnp.swapaxes(actions[:, start:stop], 0, 1)
+            )
+            return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), predictions)
+
+        # Else the gradients of each step of the horizon would be summed over the devices by themselves.
+        members_and_rows = PartitionSpec(None, DATA)
+        local = over_data_axis(unroll, (WHOLE, ROWS, ROWS), members_and_rows)
+        return local(arrays, batch["states"], batch["actions"])
 
     def predict(self, model: GRUEnsemble, batch: Any, rng: jax.Array) -> dict[str, jax.Array]:
         """`{"states": (batch, horizon, state_dim)}`, of the first member."""
@@ -149,7 +158,7 @@ class GRUDynamicsTask(Task):
         output_dir: Path,
         *,
         num_examples: int | None = None,
-        beside: Mapping[str, nnx.Module] | None = None,
+        beside: Mapping[str, tuple[Task, nnx.Module]] | None = None,
     ) -> dict[str, Any]:
         """Error growth over the horizon and ten times beyond it, on the test trajectories, with plots.
 
@@ -159,4 +168,5 @@ class GRUDynamicsTask(Task):
         """
         from galvanax.tasks.gru_report import report_error_growth
 
-        return report_error_growth(self, {"model": model, **(beside or {})}, datamodule, output_dir, num_examples)
+        models = {"model": model, **self.models_beside(beside)}
+        return report_error_growth(self, models, datamodule, output_dir, num_examples)

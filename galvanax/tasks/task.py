@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from galvanax.errors import ConfigError
 from galvanax.trainer.checkpoints import load_weights
+from galvanax.trainer.data_axis import WHOLE
 from galvanax.trainer.state import TrainState
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class Task:
         """Writes dataset statistics into a fresh model's normalisers; a loaded or resumed model has them already."""
 
     def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
-        """Makes the optimizer for a run of `num_steps` steps (for learning-rate schedules)."""
+        """Makes the optimizer for a run of `num_steps` updates (for learning-rate schedules)."""
         raise NotImplementedError(
             f"{type(self).__name__} must define build_optimizer(self, num_steps) -> optax.GradientTransformation."
         )
@@ -48,6 +50,14 @@ class Task:
     def init_carry(self, rng: jax.Array, datamodule: "DataModule") -> Any:
         """A pytree of the task's own that travels in `TrainState.carry` (environment states, running statistics)."""
         return ()
+
+    def carry_specs(self, carry: Any) -> Any:
+        """How the carry lies on the devices: `ROWS` where an array is split along its leading axis, `WHOLE` where not.
+
+        Returns:
+          `galvanax.trainer.data_axis`' specs, for each array of the carry or for subtrees of it.
+        """
+        return jax.tree.map(lambda _: WHOLE, carry)
 
     def loss(self, model: nnx.Module, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """The scalar to minimise, a mean over the batch, and metrics by name.
@@ -99,7 +109,7 @@ class Task:
         output_dir: Path,
         *,
         num_examples: int | None = None,
-        beside: Mapping[str, nnx.Module] | None = None,
+        beside: Mapping[str, "tuple[Task, nnx.Module]"] | None = None,
     ) -> dict[str, Any]:
         """Figures of merit beyond the test metrics, for `evaluation.json`; may leave PNG plots in `output_dir`.
 
@@ -108,23 +118,37 @@ class Task:
           datamodule: the run's data, or other data of the kind.
           output_dir: for plots.
           num_examples: how many examples to look at, where there are many.
-          beside: models of other runs of the same task, by name, to set beside this one.
+          beside: other runs, by name, to set beside this one: what `load` gives of them.
         """
         return {}
 
+    def models_beside(self, beside: "Mapping[str, tuple[Task, nnx.Module]] | None") -> dict[str, nnx.Module]:
+        """The models of `report`'s `beside`.
+
+        Raises:
+          ConfigError: one is of another task.
+        """
+        for name, (task, _) in (beside or {}).items():
+            if type(task) is not type(self):
+                raise ConfigError(f"{name} is a run of {type(task).__name__}; expected one of {type(self).__name__}.")
+        return {name: model for name, (_, model) in (beside or {}).items()}
+
     @classmethod
-    def load(cls, run_dir: str | Path, checkpoint: str | Path = "best") -> tuple[Self, nnx.Module]:
+    def load(
+        cls, run_dir: str | Path, checkpoint: str | Path = "best", *, averaged: bool = True
+    ) -> tuple[Self, nnx.Module]:
         """Loads `(task, model)` from a run folder: no data and no pickle needed.
 
         Args:
           run_dir: the run's folder.
           checkpoint: `"best"` (by the monitored metric; the last one where nothing was monitored), `"last"`, a step's
-            folder name, or a path. Weights are those of evaluation: averaged ones where a callback averages.
+            folder name, or a path.
+          averaged: take the averaged weights, where a callback averages, as evaluation does; else those in training.
 
         Raises:
           CheckpointError: there is none, it is damaged, or it is of another task.
         """
-        return load_weights(cls, run_dir, checkpoint)
+        return load_weights(cls, run_dir, checkpoint, averaged)
 
     def checked_loss(self, model: nnx.Module, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """`loss`, with its result's form checked while tracing."""

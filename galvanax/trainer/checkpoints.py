@@ -243,7 +243,9 @@ def read_arrays(folder: Path, meta: dict[str, Any], wanted: Named) -> Named:
 
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    empty = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in wanted.items() if not leaf.size}
+    empty = {
+        name: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) for name, leaf in wanted.items() if not leaf.size
+    }
     with context:
         full = {name: leaf for name, leaf in wanted.items() if leaf.size}
         return {**ocp.load(folder.absolute() / ARRAYS, full), **empty}
@@ -261,14 +263,14 @@ def check_task(folder: Path, meta: dict[str, Any], task_type: str) -> dict[str, 
     return config
 
 
-def weight_names(meta: dict[str, Any]) -> tuple[str, str]:
-    """The path prefixes under which a checkpoint keeps the evaluation parameters and the model's variables."""
-    return ("weights/" if meta["averaged"] else "params/"), "variables/"
+def weight_names(meta: dict[str, Any], averaged: bool = True) -> tuple[str, str]:
+    """The path prefixes under which a checkpoint keeps parameters (averaged ones, where wanted) and variables."""
+    return ("weights/" if meta["averaged"] and averaged else "params/"), "variables/"
 
 
-def load_model(definition: ModelDef, folder: Path, meta: dict[str, Any]) -> nnx.Module:
-    """The model of a checkpoint with this `verified_meta`, with evaluation weights, in evaluation mode."""
-    prefixes = weight_names(meta)
+def load_model(definition: ModelDef, folder: Path, meta: dict[str, Any], averaged: bool = True) -> nnx.Module:
+    """The model of a checkpoint with this `verified_meta`, in evaluation mode; with evaluation weights, if wanted."""
+    prefixes = weight_names(meta, averaged)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(definition.init, jax.eval_shape(lambda: jax.random.key(0)))
     wanted = {
@@ -283,7 +285,7 @@ def load_model(definition: ModelDef, folder: Path, meta: dict[str, Any]) -> nnx.
     return definition.merge(params, variables)
 
 
-def load_weights(cls: type[T], run_dir: str | Path, checkpoint: str | Path) -> tuple[T, nnx.Module]:
+def load_weights(cls: type[T], run_dir: str | Path, checkpoint: str | Path, averaged: bool) -> tuple[T, nnx.Module]:
     """See `Task.load`."""
     if not Path(run_dir).is_dir():
         parent = Path(run_dir).parent
@@ -292,7 +294,7 @@ def load_weights(cls: type[T], run_dir: str | Path, checkpoint: str | Path) -> t
     folder = CheckpointFolder(run_dir).find(checkpoint)
     meta = verified_meta(folder)
     task = from_json(cls, check_task(folder, meta, cls.__name__), str(folder / META))
-    return task, load_model(ModelDef(task.build_model), folder, meta)
+    return task, load_model(ModelDef(task.build_model), folder, meta, averaged)
 
 
 def name_leaves(tree: Any) -> Named:

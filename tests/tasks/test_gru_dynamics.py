@@ -221,7 +221,8 @@ def test_kinematics_are_those_of_the_state(tmp_path):
 
 def test_the_report_stands_beside_simple_predictors_and_another_run(fitted, tmp_path):
     _, data, result = fitted
-    figures = result.task.report(result.model, data, tmp_path, num_examples=7, beside={"other": result.model})
+    beside = {"other": (result.task, result.model)}
+    figures = result.task.report(result.model, data, tmp_path, num_examples=7, beside=beside)
     json.dumps(figures)
     assert figures["num_examples"] == 7
     assert figures["steps"] == 24

@@ -1,0 +1,111 @@
+"""How good sampled trajectories are: nearness to demonstrations, modes, and whether physics admits them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.cluster.vq import kmeans2
+
+from galvanax.physics.system import System, action_limits_of, state_difference
+
+_RESTARTS = 10  # of k-means, of which the tightest is taken
+_TRIES = 12  # of the action's search
+_MOST_DEMONSTRATIONS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Modes:
+    """Groups of demonstrations, found by k-means on how their states move away from the start.
+
+    Attributes:
+      centres: `(modes, horizon * entries)`, in deviations of the data.
+      demonstrations: `(count, horizon * entries)`, likewise.
+      labels: of the demonstrations `(count,)`.
+      reach: how far, at most, all but one in a hundred demonstrations are from another one.
+    """
+
+    centres: np.ndarray
+    demonstrations: np.ndarray
+    labels: np.ndarray
+    reach: float
+
+    @staticmethod
+    def of(demonstrations: np.ndarray, count: int) -> "Modes":
+        """Finds `count` groups in motions `(demonstrations, horizon, entries)`, in deviations of the data."""
+        flat = _spread(demonstrations, _MOST_DEMONSTRATIONS).reshape(-1, np.prod(demonstrations.shape[1:]))
+        count = min(count, len(flat))
+        found = [kmeans2(flat, count, minit="++", seed=seed) for seed in range(_RESTARTS)]
+        spreads = [np.sum((flat - centres[labels]) ** 2) for centres, labels in found]
+        centres, labels = found[int(np.argmin(spreads))]
+        distances = _distances(flat, flat)
+        np.fill_diagonal(distances, np.inf)
+        return Modes(centres, flat, labels, float(np.quantile(distances.min(1), 0.99)))
+
+    def shares(self) -> np.ndarray:
+        """Of the demonstrations in each mode `(modes,)`."""
+        return np.bincount(self.labels, minlength=len(self.centres)) / len(self.labels)
+
+    def assign(self, motions: np.ndarray) -> np.ndarray:
+        """The mode of each motion `(count, horizon, entries)`: that of the nearest demonstration.
+
+        It is -1, between modes, where no demonstration is as near as twice the demonstrations' own `reach`.
+        """
+        distances = _distances(motions.reshape(len(motions), -1), self.demonstrations)
+        nearest = distances.argmin(1)
+        return np.where(distances.min(1) <= 2 * self.reach, self.labels[nearest], -1)
+
+
+def statewise_admissibility_error(
+    system: System, states: jax.Array, actions: jax.Array | None = None, tries: int = _TRIES
+) -> jax.Array:
+    """SAE: the mean over steps of min_a ‖s_{t+1} - f(s_t, a)‖, in the entries' own units, `(batch,)`.
+
+    0 where some actions lead through the states. The best action is searched for by damped Gauss-Newton within the
+    system's limits, from the action given and from zero, so this is an upper bound.
+
+    Args:
+      system: f.
+      states: `(batch, horizon + 1, state_dim)`.
+      actions: where to look first `(batch, horizon, action_dim)`, if they are known.
+      tries: Gauss-Newton steps.
+    """
+    low, high = (jnp.asarray(limit, jnp.float32) for limit in action_limits_of(system))
+
+    def search(before: jax.Array, after: jax.Array, first: jax.Array) -> jax.Array:
+        def residual(action: jax.Array) -> jax.Array:
+            return state_difference(system, system.step(before, action), after)
+
+        def attempt(_: int, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+            action, error, damping = carry
+            slope = jax.jacfwd(residual)(action)
+            gram = slope.T @ slope
+            scale = damping * (jnp.diag(gram) + 1e-8 * jnp.trace(gram) + 1e-12)
+            move = jnp.linalg.solve(gram + jnp.diag(scale), slope.T @ residual(action))
+            new = jnp.clip(action - move, low, high)
+            found = jnp.linalg.norm(residual(new))
+            better = found < error
+            damping = jnp.where(better, damping / 5, damping * 5)
+            return jnp.where(better, new, action), jnp.where(better, found, error), damping
+
+        start = jnp.clip(first, low, high)
+        found = jax.lax.fori_loop(0, tries, attempt, (start, jnp.linalg.norm(residual(start)), jnp.float32(1e-3)))
+        return found[1]
+
+    def of_one(states: jax.Array, actions: jax.Array) -> jax.Array:
+        return jnp.mean(jax.vmap(search)(states[:-1], states[1:], actions))
+
+    zeros = jnp.zeros((states.shape[0], states.shape[1] - 1, system.action_dim))
+    errors = [jax.vmap(of_one)(states, first) for first in ([zeros] if actions is None else [zeros, actions])]
+    return jnp.min(jnp.stack(errors), axis=0)
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Root mean squared difference of each row of `a` and each of `b`."""
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.sqrt(np.maximum(squares, 0) / a.shape[1])
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
