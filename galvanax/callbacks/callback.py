@@ -30,6 +30,10 @@ class Callback:
         """Wraps the task's optimizer (clipping, accumulation). Gradients pass the callbacks in list order."""
         return optimizer
 
+    def optimizer_steps(self, num_steps: int) -> int:
+        """How many updates the wrapped optimizer makes in `num_steps` steps: the length of learning-rate schedules."""
+        return num_steps
+
     def init_slot(self, params: Arrays) -> Any:
         """A pytree to keep in the train state, or None for none. It is donated, sharded and checkpointed with it."""
         return None

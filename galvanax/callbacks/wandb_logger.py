@@ -1,0 +1,126 @@
+"""Metrics for Weights & Biases."""
+
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from galvanax.callbacks.callback import Callback
+from galvanax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from galvanax.trainer.run import FitResult, Run
+
+
+@dataclasses.dataclass
+class WandBLogger(Callback):
+    """Logs all metrics and the run's settings to Weights & Biases; needs `pip install "galvanax[wandb]"`.
+
+    A resumed run continues its W&B run. Where it starts behind the last row that W&B has, W&B leaves the rows between
+    out, which are the same. A W&B run that is already active (a sweep's, by `wandb.init`) is used and left open.
+
+    Attributes:
+      project: where W&B puts the run.
+      name: of the run; None: its folder's.
+      mode: "online", "offline" (files in `run_dir/wandb` for `wandb sync`), "disabled" (nothing; needs no package), or
+        None: what the environment says (`WANDB_MODE`), online by default.
+      entity: the W&B user or team; None: the default one of the account.
+      group: of runs that belong together, such as the seeds of an experiment.
+      tags: of the run.
+    """
+
+    writes_files: ClassVar[bool] = True
+
+    project: str = "galvanax"
+    name: str | None = None
+    mode: Literal["online", "offline", "disabled"] | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("online", "offline", "disabled", None):
+            raise ConfigError(f'WandBLogger.mode={self.mode!r}: expected "online", "offline", "disabled" or None.')
+
+    def on_fit_start(self, run: "Run") -> None:
+        """Starts the W&B run.
+
+        Raises:
+          ConfigError: the package is missing, or W&B refuses (not logged in, for example).
+        """
+        self._run, self._id = run, None
+        self._session: Any = None
+        if self.mode != "disabled":
+            self._wandb = _import_wandb()
+            if not run.resumed:
+                self._start()
+
+    def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
+        """See `Callback`."""
+        self._log(step, metrics)
+
+    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+        """See `Callback`."""
+        self._log(run.step, metrics)
+
+    def on_fit_end(self, run: "Run", result: "FitResult") -> None:
+        """See `Callback`."""
+        self._finish(0)
+
+    def on_exception(self, run: "Run", error: BaseException) -> None:
+        """See `Callback`."""
+        self._finish(getattr(error, "code", None) or 1)
+
+    def host_state(self) -> dict[str, Any]:
+        """See `Callback`."""
+        return {"id": self._id}
+
+    def restore_host_state(self, state: dict[str, Any]) -> None:
+        """See `Callback`."""
+        self._id = state["id"]
+        if self.mode != "disabled":
+            self._start()
+
+    def _start(self) -> None:
+        assert self._run.run_dir is not None
+        self._owned = self._wandb.run is None
+        try:
+            self._session = self._wandb.run or self._wandb.init(
+                project=self.project,
+                name=self.name or self._run.run_dir.name,
+                mode=self.mode,
+                entity=self.entity,
+                group=self.group,
+                tags=self.tags,
+                dir=str(self._run.run_dir.absolute()),
+                id=self._id,
+                resume="allow",
+            )
+        except self._wandb.Error as error:
+            raise ConfigError(f'WandBLogger(mode={self.mode!r}): {error} Or log with mode="offline".') from error
+        self._id = self._session.id
+        self._session.config.update(self._run.config, allow_val_change=True)
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        if self.mode == "disabled":
+            return
+        if self._session is None:  # resumed from a checkpoint of a run that had no such logger
+            self._start()
+        per_epoch = self._run.steps_per_epoch
+        self._session.log({**metrics, **({"epoch": step / per_epoch} if per_epoch else {})}, step=step)
+
+    def _finish(self, exit_code: int) -> None:
+        if self._session is not None and self._owned:
+            self._session.finish(exit_code=exit_code)
+        self._session = None
+
+
+def _import_wandb() -> Any:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        wandb = None
+    if not hasattr(wandb, "init"):  # W&B leaves folders named wandb, and Python imports any folder
+        raise ConfigError(
+            'WandBLogger needs the package wandb: pip install "galvanax[wandb]". Or choose mode="disabled".'
+        )
+    return wandb
