@@ -10,12 +10,15 @@ import tyro
 from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.freeze import Freeze
 from galvanax.callbacks.warm_start import WarmStart
+from galvanax.cli.dry_run import dry_run
 from galvanax.cli.evaluate import evaluate_run
+from galvanax.cli.strategy_flag import strategy_rule
 from galvanax.errors import ConfigError, nearest
 from galvanax.experiments.experiment import Experiment, find_experiment
 from galvanax.experiments.registry import EXPERIMENTS
 from galvanax.trainer.schedule import Epochs, Minutes, Steps
 
+SHORT = {"--data": "--data.data", "--devices": "--trainer.devices"}
 INTERVALS: dict[str, Any] = {"steps": Steps, "epochs": Epochs, "minutes": Minutes}
 
 
@@ -30,6 +33,8 @@ class FitCommand:
       evaluate: measure the best checkpoint afterwards.
       warm_start: start from the weights of this run's folder, checkpoint or exported file.
       freeze: keep the parameters with these paths as they are, such as "network/layers/0/*".
+      dry_run: train nothing; compile for as many simulated devices as --devices says, and print what a step costs.
+      json: of a dry run: print one JSON object and nothing else.
     """
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
@@ -38,6 +43,8 @@ class FitCommand:
     evaluate: bool = True
     warm_start: Path | None = None
     freeze: tuple[str, ...] = ()
+    dry_run: bool = False
+    json: bool = False
 
 
 def fit(arguments: list[str]) -> None:
@@ -57,6 +64,10 @@ def fit(arguments: list[str]) -> None:
     if command.resume and experiment.trainer.overwrite:
         raise ConfigError("--resume and --overwrite contradict each other.")
     experiment.callbacks = _with_fine_tuning(experiment.callbacks, command)
+    if command.dry_run:
+        return dry_run(experiment, arguments, command.json)
+    if command.json:
+        raise ConfigError("--json is of a --dry-run.")
     result = experiment.fit(resume=command.resume)
     if command.evaluate and experiment.trainer.run_dir is not None and not experiment.trainer.fast_dev_run:
         evaluate_run(experiment.trainer.run_dir, experiment.data, result=result)
@@ -66,7 +77,7 @@ def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitComman
     """The command with the experiment's fields changed as the flags say."""
     return tyro.cli(
         FitCommand,
-        args=_spell_out_resume(flags),
+        args=_spell_out(flags),
         default=FitCommand(experiment),
         prog=f"galvanax fit {reference}",
         registry=_registry(),
@@ -85,18 +96,20 @@ def _with_fine_tuning(callbacks: dict[str, Callback], command: FitCommand) -> di
     return {**added, **callbacks}
 
 
-def _spell_out_resume(flags: list[str]) -> list[str]:
+def _spell_out(flags: list[str]) -> list[str]:
+    """A bare `--resume` is of the last checkpoint; `--data` and `--devices` are short for flags of data and trainer."""
     spelled: list[str] = []
     for index, flag in enumerate(flags):
-        spelled.append(flag)
+        spelled.append(SHORT.get(flag, flag))
         if flag == "--resume" and (index + 1 == len(flags) or flags[index + 1].startswith("--")):
             spelled.append("last")
     return spelled
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:
-    """How intervals are written on the command line: `steps:500`, `epochs:1`, `minutes:10`, `none`."""
+    """How intervals (`steps:500`, `epochs:1`, `minutes:10`, `none`) and strategies are written on the command line."""
     registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(strategy_rule)
 
     @registry.primitive_rule
     def interval(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:

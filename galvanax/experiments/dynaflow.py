@@ -16,6 +16,7 @@ from galvanax.callbacks.gradient_clipping import GradientClipping
 from galvanax.callbacks.model_summary import ModelSummary
 from galvanax.callbacks.progress_bar import ProgressBar
 from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
+from galvanax.callbacks.wandb_logger import WandBLogger
 from galvanax.datamodules.motions import MotionDataModule
 from galvanax.envs.systems import load_system
 from galvanax.errors import DataError
@@ -142,6 +143,7 @@ def _experiment(task: FlowMatchingTask, data: MotionDataModule, run_dir: str, ep
             "checkpoint": Checkpoint(monitor="val/loss", mode="min"),
             "csv": CSVLogger(),
             "tensorboard": TensorBoardLogger(),
+            "wandb": WandBLogger(mode="disabled"),
             "progress": ProgressBar(),
         },
     )

@@ -5,11 +5,14 @@ by the implicit function theorem the minimum's derivative follows from the cost'
 touches what MJX keeps private is in this file.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import mujoco
 from jax.ad_checkpoint import checkpoint_name
+from mujoco.mjx._src import smooth as mjx_smooth
 from mujoco.mjx._src import solver as mjx_solver
 
 from galvanax.errors import ConfigError
@@ -17,8 +20,9 @@ from galvanax.physics.integrators import integrate_positions
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.quiet_mjx import mjx
 
-# Who saves what has this name in `jax.checkpoint` need not solve for contact forces again in the backward pass.
+# What has this name is small, and to find it again in the backward pass would cost as much as all else in a step.
 SOLUTION = "constraint_solution"
+KEEP_SOLUTIONS = jax.checkpoint_policies.save_only_these_names(SOLUTION)
 
 _INTEGRATORS = {
     mujoco.mjtIntegrator.mjINT_EULER: "Euler",
@@ -28,7 +32,7 @@ _INTEGRATORS = {
 _SOLVERS = {mujoco.mjtSolver.mjSOL_CG: "CG", mujoco.mjtSolver.mjSOL_NEWTON: "Newton"}
 
 
-def implicit_step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+def implicit_step(model: mjx.Model, data: mjx.Data, *, external_forces: bool = True) -> mjx.Data:
     """One physics step, as `mjx.step`, with gradients by the implicit function theorem.
 
     The solver runs on constants and finds accelerations `a`. With `g(a, θ)` the gradient of its cost, which depends on
@@ -45,6 +49,8 @@ def implicit_step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     Args:
       model: of MJX's JAX implementation, with any cone and solver. Its parameters have gradients too.
       data: the state before the step; `qacc_warmstart` has no gradient.
+      external_forces: False where `xfrc_applied` is zero. MJX maps these forces into joint space all the same, and the
+        derivative of that takes a seventh of a gradient's time.
 
     Returns:
       The data after the step, equal to that of `mjx.step`.
@@ -53,9 +59,10 @@ def implicit_step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
       ConfigError: an option of the model is not supported; names it.
     """
     check_supported(model)
-    data = _forward(model, data)
+    forward = functools.partial(_forward, model, external_forces)
     if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
-        return _runge_kutta(model, data)
+        return _runge_kutta(model, data, forward)
+    data = forward(data)
     euler = model.opt.integrator == mujoco.mjtIntegrator.mjINT_EULER
     after = (mjx.euler if euler else mjx.implicit)(model, data)
     return _integrate(model, data.qpos, after, after.qvel)
@@ -78,11 +85,15 @@ def check_supported(model: mjx.Model) -> None:
             )
 
 
-def _forward(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+def _forward(model: mjx.Model, external_forces: bool, data: mjx.Data) -> mjx.Data:
     """`mjx.forward`, around our `_solve`."""
     data = mjx.sensor_pos(model, mjx.fwd_position(model, data))
     data = mjx.sensor_vel(model, mjx.fwd_velocity(model, data))
-    data = mjx.fwd_acceleration(model, mjx.fwd_actuation(model, data))
+    data = mjx.fwd_actuation(model, data)
+    force = data.qfrc_passive - data.qfrc_bias + data.qfrc_actuator + data.qfrc_applied
+    if external_forces:
+        force = force + mjx.xfrc_accumulate(model, data)
+    data = data.replace(qfrc_smooth=force, qacc_smooth=mjx_smooth.solve_m(model, data, force))
     if data._impl.efc_J.size == 0:
         return data.replace(qacc=data.qacc_smooth)
     return mjx.sensor_acc(model, _solve(model, data))
@@ -121,9 +132,10 @@ def _integrate(model: mjx.Model, qpos: jax.Array, after: mjx.Data, qvel: jax.Arr
     return after.replace(qpos=_with_derivative(after.qpos, moved))
 
 
-def _runge_kutta(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+def _runge_kutta(model: mjx.Model, data: mjx.Data, forward: Callable[[mjx.Data], mjx.Data]) -> mjx.Data:
     """The classical fourth-order method, as `mjx.rungekutta4`: its stages would call MJX's own solver."""
-    layout, start, dt = StateLayout.from_model(model), data, model.opt.timestep
+    layout, dt = StateLayout.from_model(model), model.opt.timestep
+    start = data = forward(data)
     weights, fractions = (1 / 6, 1 / 3, 1 / 3, 1 / 6), (0.5, 0.5, 1.0)
     rates = [(data.qvel, data.qacc, data.act_dot)]
     for fraction in fractions:
@@ -134,7 +146,7 @@ def _runge_kutta(model: mjx.Model, data: mjx.Data) -> mjx.Data:
             act=start.act + act_dot * dt,
         )
         qvel = data.qvel
-        data = _forward(model, data)
+        data = forward(data)
         rates.append((qvel, data.qacc, data.act_dot))
     qvel, qacc, act_dot = (
         sum(w * rate for w, rate in zip(weights, kind, strict=True)) for kind in zip(*rates, strict=True)

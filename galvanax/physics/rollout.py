@@ -8,21 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from galvanax.errors import ConfigError, DataError
-from galvanax.physics.implicit_step import SOLUTION
+from galvanax.physics.implicit_step import KEEP_SOLUTIONS
 from galvanax.physics.system import System
 
 Checkpoint = Literal["none", "step", "segment"]
 CHECKPOINTS = ("none", "step", "segment")
 
 
-def rollout(system: System, x0: jax.Array, actions: jax.Array, *, checkpoint: Checkpoint = "step") -> jax.Array:
+def rollout(system: System, x0: jax.Array, actions: jax.Array, *, checkpoint: Checkpoint = "none") -> jax.Array:
     """Applies actions one after another, each for one control step.
 
-    Pure: it can be jitted, vmapped and differentiated. What the backward pass keeps, for a horizon of H steps:
+    Pure: it can be jitted, vmapped and differentiated. What is kept for the backward pass over a horizon of H steps:
 
-    - `"none"`: every intermediate of every physics step.
-    - `"step"`: a state and the solver's solutions for each control step; the rest of a step is computed again.
-    - `"segment"`: 2 √H states; every step is computed again twice. For long horizons.
+    - `"none"`: what the system's own steps keep. Of an `MJXSystem` that is little, a state and a solution of the
+      constraint solver for each physics step; of a system in plain JAX, every intermediate.
+    - `"step"`: a state, and the solver's solutions, for each control step; the rest of it is computed again.
+    - `"segment"`: 2 √H states; steps are computed again twice. For long horizons.
 
     Args:
       system: what moves.
@@ -59,9 +60,8 @@ def _rollout(system: System, checkpoint: Checkpoint, x0: jax.Array, actions: jax
         return state, state
 
     if checkpoint != "none":
-        # Solutions are small, and to find them again is costly. (What `prevent_cse` prevents can't happen in a loop.)
-        keep = jax.checkpoint_policies.save_only_these_names(SOLUTION)
-        advance = jax.checkpoint(advance, policy=keep, prevent_cse=False)
+        # What `prevent_cse` prevents can't happen in a loop.
+        advance = jax.checkpoint(advance, policy=KEEP_SOLUTIONS, prevent_cse=False)
     horizon = actions.shape[0]
     if checkpoint != "segment" or horizon < 4:
         _, states = jax.lax.scan(advance, x0, actions)

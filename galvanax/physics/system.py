@@ -1,6 +1,8 @@
 """What moves when it is acted on: one control step from a state to the next, for rollouts and their gradients."""
 
 import copy
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,7 +14,7 @@ import numpy as np
 from galvanax.errors import ConfigError, DataError
 from galvanax.physics import quaternions
 from galvanax.physics.collect import count_substeps
-from galvanax.physics.implicit_step import check_supported, implicit_step
+from galvanax.physics.implicit_step import KEEP_SOLUTIONS, check_supported, implicit_step
 from galvanax.physics.joint_targets import Joints, JointTargets
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.models import load_model
@@ -20,7 +22,11 @@ from galvanax.physics.quiet_mjx import mjx
 from galvanax.physics.solver_step import solver_step
 
 Gradient = Literal["implicit", "solver"]
-_STEPS = {"implicit": implicit_step, "solver": solver_step}
+# A system has no forces from outside.
+_STEPS: dict[str, Callable[[mjx.Model, mjx.Data], mjx.Data]] = {
+    "implicit": functools.partial(implicit_step, external_forces=False),
+    "solver": solver_step,
+}
 
 
 class System(Protocol):
@@ -183,6 +189,8 @@ class MJXSystem:
             after = data.qpos, data.qvel, data.act, jax.lax.stop_gradient(data.qacc_warmstart)
             return tuple(new.astype(old.dtype) for new, old in zip(after, carry, strict=True)), None
 
+        # Of a physics step the backward pass gets state and solution: more would cost more to keep than to find.
+        substep = jax.checkpoint(substep, policy=KEEP_SOLUTIONS, prevent_cse=False)
         carry = (state[:nq], state[nq : nq + nv], state[nq + nv :], warm_start)
         (qpos, qvel, act, _), _ = jax.lax.scan(substep, carry, None, length=self.substeps)
         return jnp.concatenate([qpos, qvel, act])

@@ -1,6 +1,7 @@
 """Proximal policy optimisation as a task: one training step is one iteration, collecting and learning."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,6 +22,16 @@ from galvanax.tasks.policy_rollout import record_motion
 from galvanax.tasks.ppo_loss import LossWeights, Minibatch, mirror_minibatch, ppo_loss
 from galvanax.tasks.ppo_rollout import Transitions, collect, episode
 from galvanax.tasks.task import Metrics, Task
+from galvanax.trainer.data_axis import (
+    DATA,
+    ROWS,
+    WHOLE,
+    data_shards,
+    is_local,
+    mean_over_devices,
+    over_data_axis,
+    sum_over_devices,
+)
 from galvanax.trainer.state import Arrays, TrainState
 
 if TYPE_CHECKING:
@@ -29,7 +40,7 @@ if TYPE_CHECKING:
 Schedule = Literal["constant", "linear", "adaptive"]
 SymmetryUse = Literal["none", "augment", "loss"]
 
-# Environments are shuffled within this many groups, so that a minibatch is the same on 1 device and on 8.
+# Environments are shuffled within this many groups, so that a minibatch is the same on 1, 2, 4 and 8 devices.
 _GROUPS = 8
 
 
@@ -181,29 +192,39 @@ class PPOTask(Task):
         envs, _, num_envs = self.environments
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(num_envs))
         zero = jnp.zeros(())
-        return PPOCarry(envs.reset(keys), jnp.zeros((num_envs, self.memory_size)), zero, zero)
+        return PPOCarry(over_data_axis(envs.reset)(keys), jnp.zeros((num_envs, self.memory_size)), zero, zero)
+
+    def carry_specs(self, carry: PPOCarry) -> Any:
+        """Each device has environments of its own."""
+        split: dict[str, Any] = {"envs": ROWS, "memory": ROWS, "episode_return": WHOLE, "episode_length": WHOLE}
+        return dataclasses.replace(carry, **split)
 
     def train_step(self, state: TrainState, batch: Any, rng: jax.Array) -> tuple[TrainState, Metrics]:
-        """One iteration: collect, estimate advantages, learn."""
+        """One iteration: collect, estimate advantages, learn; on each device with the environments that it has."""
+        self._check_devices(data_shards())
+        placed = jax.tree.map(lambda _: WHOLE, state).replace(carry=self.carry_specs(state.carry))
+        return over_data_axis(self._iteration, (placed, ROWS, WHOLE), (placed, WHOLE))(state, batch, rng)
+
+    def _iteration(self, state: TrainState, batch: Any, rng: jax.Array) -> tuple[TrainState, Metrics]:
         collect_rng, learn_rng = jax.random.split(rng)
         model, carry = state.model(), state.carry
         envs, memory, rollout = collect(
             self.environments[0], model, carry.envs, carry.memory, batch["env"], collect_rng, self.unroll_length
         )
         data = self._learning_data(rollout, carry.memory)
-        state, metrics = self._learn(state, data, learn_rng)
+        state, metrics = self._learn(state, data, batch["env"], learn_rng)
 
-        model.update_statistics(rollout.obs)
-        carry = PPOCarry(envs, memory, *_finished(rollout, carry))
-        metrics |= {
+        model.update_statistics(rollout.obs, DATA if is_local() else None)
+        ended, finished = _finished(rollout, carry)
+        carry = PPOCarry(envs, memory, *finished)
+        means = {"reward": rollout.reward, **{f"env/{name}": value for name, value in rollout.metrics.items()}}
+        metrics |= mean_over_devices(jax.tree.map(jnp.mean, means)) | {
             "episode_return": carry.episode_return,
             "episode_length": carry.episode_length,
-            "episodes": rollout.done.sum(),
-            "env_steps": (state.step + 1.0) * rollout.reward.size,
+            "episodes": ended,
+            "env_steps": (state.step + 1.0) * self.unroll_length * self.environments[2],
             "explained_variance": _explained_variance(rollout.value, data.target),
-            "reward": rollout.reward.mean(),
             "bad_environment": _first_bad(rollout, batch["env"]),
-            **{f"env/{name}": value.mean() for name, value in rollout.metrics.items()},
         }
         variables = state.definition.split(model)[1]
         return state.replace(variables=variables, carry=carry), metrics
@@ -258,26 +279,38 @@ class PPOTask(Task):
                 known = ", ".join(get_args(kind))
                 raise ConfigError(f"PPOTask.{name}={getattr(self, name)!r}: expected one of {known}.")
 
+    def _check_devices(self, shards: int) -> None:
+        num_envs, multiple = self.environments[2], self.num_minibatches * shards
+        if num_envs % multiple:
+            lower = num_envs // multiple * multiple
+            raise ConfigError(
+                f"EnvironmentDataModule.num_envs={num_envs} cannot be split over {shards} devices, and on each of them "
+                f"into PPOTask.num_minibatches={self.num_minibatches}: expected a multiple of {multiple}. Nearest: "
+                + (f"{lower}, {lower + multiple}." if lower else f"{multiple}.")
+            )
+
     def _learning_data(self, rollout: Transitions, memory: jax.Array) -> Minibatch:
         rewards = rollout.reward * self.reward_scaling
         advantage = generalized_advantages(
             rewards, rollout.value, rollout.next_value, rollout.done, self.discount, self.gae_lambda
         )
+        mean, variance = _moments(advantage)
         return Minibatch(
             obs=rollout.obs,
             raw_action=rollout.raw_action,
             policy=rollout.policy,
             log_prob=rollout.log_prob,
             value=rollout.value,
-            advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8),
+            advantage=(advantage - mean) / (jnp.sqrt(variance) + 1e-8),
             target=advantage + rollout.value,
             first=rollout.first,
             memory=memory,
         )
 
-    def _learn(self, state: TrainState, data: Minibatch, rng: jax.Array) -> tuple[TrainState, Metrics]:
+    def _learn(self, state: TrainState, data: Minibatch, ids: jax.Array, rng: jax.Array) -> tuple[TrainState, Metrics]:
         """All epochs' minibatches, one optimizer step each."""
         num_envs = data.log_prob.shape[1]
+        shards, shard = self.environments[2] // num_envs, jax.lax.axis_index(DATA) if is_local() else 0
         mirror: Symmetry | None = None if self.symmetry == "none" else self.environments[0].env.symmetry
 
         def one_minibatch(state: TrainState, step: tuple[jax.Array, jax.Array]) -> tuple[TrainState, Metrics]:
@@ -285,9 +318,11 @@ class PPOTask(Task):
             part = jax.tree.map(lambda leaf: leaf[:, rows], dataclasses.replace(data, memory=data.memory[None]))
             part = dataclasses.replace(part, memory=part.memory[0])
             own = part.log_prob.shape[1]
+            key, image_key = jax.random.split(key)
+            noise = _entropy_noise(key, ids[rows], part.raw_action.shape)
             if mirror is not None and self.symmetry == "augment":
-                part = mirror_minibatch(part, mirror)
-            noise = jax.random.normal(key, part.raw_action.shape)
+                images = _entropy_noise(image_key, ids[rows], part.raw_action.shape)
+                part, noise = mirror_minibatch(part, mirror), jnp.concatenate([noise, images], axis=1)
             weights = LossWeights(
                 clip=self.clip,
                 value=self.value_coef,
@@ -301,6 +336,7 @@ class PPOTask(Task):
                 return ppo_loss(state.model(params), part, noise, weights, wanted, own)
 
             (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+            loss, metrics, grads = mean_over_devices((loss, metrics, grads))
             state = state.apply_gradients(grads)
             if self.learning_rate_schedule == "adaptive":
                 rate = adapt_rate(_hyperparameter(state, "learning_rate"), metrics["kl"], self.desired_kl)
@@ -309,7 +345,7 @@ class PPOTask(Task):
 
         def one_epoch(state: TrainState, key: jax.Array) -> tuple[TrainState, Metrics]:
             shuffle_rng, noise_rng = jax.random.split(key)
-            rows = _shuffled_parts(shuffle_rng, num_envs, self.num_minibatches)
+            rows = _shuffled_parts(shuffle_rng, num_envs, self.num_minibatches, shards, shard)
             return jax.lax.scan(one_minibatch, state, (rows, jax.random.split(noise_rng, self.num_minibatches)))
 
         # The environments' states have no part in it, and a loop would copy them.
@@ -323,8 +359,11 @@ class PPOTask(Task):
 
 def adapt_rate(rate: jax.Array, kl: jax.Array, desired_kl: float) -> jax.Array:
     """rsl_rl's adaptive learning rate, in [1e-5, 1e-2]: it keeps the policy's step near `desired_kl`."""
+    # At a rollout's first minibatch the divergence is 0 but for rounding, which is to decide nothing: it is another on
+    # each number of devices.
+    moved = kl > 1e-6
     rate = jnp.where(kl > 2 * desired_kl, jnp.maximum(1e-5, rate / 1.5), rate)
-    return jnp.where((kl < desired_kl / 2) & (kl > 0), jnp.minimum(1e-2, rate * 1.5), rate)
+    return jnp.where((kl < desired_kl / 2) & moved, jnp.minimum(1e-2, rate * 1.5), rate)
 
 
 def _hyperparameter(state: TrainState, name: str) -> jax.Array:
@@ -332,32 +371,57 @@ def _hyperparameter(state: TrainState, name: str) -> jax.Array:
     return optax.tree_utils.tree_get(state.opt_state, name, filtering=lambda _, value: isinstance(value, jax.Array))
 
 
-def _shuffled_parts(rng: jax.Array, num_envs: int, parts: int) -> jax.Array:
-    """Environments dealt out to minibatches at random, `(parts, num_envs / parts)`: evenly from each group of them."""
-    groups = max(count for count in range(1, _GROUPS + 1) if (num_envs // parts) % count == 0 and _GROUPS % count == 0)
-    size = num_envs // groups
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(groups))
+def _shuffled_parts(
+    rng: jax.Array, num_envs: int, parts: int, shards: int = 1, shard: jax.Array | int = 0
+) -> jax.Array:
+    """Environments dealt out to minibatches at random, `(parts, num_envs / parts)`: evenly from each group of them.
+
+    Args:
+      rng: the same on all devices.
+      num_envs: environments of a device, a multiple of `parts`.
+      parts: minibatches.
+      shards: devices; each holds whole groups.
+      shard: the number of this one.
+    """
+    groups = math.gcd(_GROUPS, shards * num_envs // parts)
+    if groups % shards:  # more devices than groups, or an odd number of them
+        groups = shards
+    local = groups // shards
+    size = num_envs // local
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, shard * local + jnp.arange(local))
     order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
-    rows = order.reshape(groups, parts, size // parts) + jnp.arange(groups)[:, None, None] * size
+    rows = order.reshape(local, parts, size // parts) + jnp.arange(local)[:, None, None] * size
     return rows.swapaxes(0, 1).reshape(parts, -1)
 
 
-def _finished(rollout: Transitions, carry: PPOCarry) -> tuple[jax.Array, jax.Array]:
-    """Mean return and length of the episodes that ended in the rollout; the last known ones where none did."""
-    ended = rollout.done.sum()
-    means = (
-        (rollout.done * rollout.episode_return).sum() / jnp.maximum(ended, 1),
-        (rollout.done * rollout.episode_length).sum() / jnp.maximum(ended, 1),
+def _entropy_noise(key: jax.Array, ids: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal `(steps, envs, action_size)`: of an environment's number, wherever it is in the minibatch."""
+    steps, _, size = shape
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    return jax.vmap(lambda key: jax.random.normal(key, (steps, size)), out_axes=1)(keys)
+
+
+def _moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance over all devices."""
+    mean = mean_over_devices(values.mean())
+    return mean, mean_over_devices(jnp.mean((values - mean) ** 2))
+
+
+def _finished(rollout: Transitions, carry: PPOCarry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """How many episodes ended in the rollout, and their mean return and length; the last known ones where none did."""
+    done = rollout.done
+    ended, returned, length = sum_over_devices(
+        (done.sum(), (done * rollout.episode_return).sum(), (done * rollout.episode_length).sum())
     )
-    return (
-        jnp.where(ended > 0, means[0], carry.episode_return),
-        jnp.where(ended > 0, means[1], carry.episode_length),
+    return ended, (
+        jnp.where(ended > 0, returned / jnp.maximum(ended, 1), carry.episode_return),
+        jnp.where(ended > 0, length / jnp.maximum(ended, 1), carry.episode_length),
     )
 
 
 def _explained_variance(values: jax.Array, targets: jax.Array) -> jax.Array:
     """1 where values foresee the targets, 0 where they say no more than the mean."""
-    return 1 - jnp.var(targets - values) / (jnp.var(targets) + 1e-8)
+    return 1 - _moments(targets - values)[1] / (_moments(targets)[1] + 1e-8)
 
 
 def _first_bad(rollout: Transitions, ids: jax.Array) -> jax.Array:
@@ -365,7 +429,9 @@ def _first_bad(rollout: Transitions, ids: jax.Array) -> jax.Array:
     # The last step's observation is seen in its value alone.
     leaves = [rollout.reward[..., None], rollout.next_value[..., None], *jax.tree.leaves(rollout.obs)]
     bad = jnp.stack([~jnp.isfinite(leaf).all(axis=(0, *range(2, leaf.ndim))) for leaf in leaves]).any(axis=0)
-    return jnp.where(bad.any(), ids[jnp.argmax(bad)], -1).astype(jnp.float32)
+    first = jnp.min(jnp.where(bad, ids.astype(jnp.float32), jnp.inf))
+    first = jax.lax.pmin(first, DATA) if is_local() else first
+    return jnp.where(jnp.isfinite(first), first, -1.0)
 
 
 def _length(shape: Any) -> int:

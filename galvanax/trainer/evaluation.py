@@ -38,6 +38,7 @@ class Evaluator:
         self._key = jax.device_put(stream_key(seed, EVALUATE), devices.replicated)
         self._capacity = max(1, min(STACK, feed.count or STACK, STACK_BYTES // max(1, batch_bytes(feed.spec))))
         arrays = jax.eval_shape(definition.init, self._key)
+        self._placed = (devices.params(arrays[0]), devices.replicated)
         parts = (task, definition, arrays, feed.spec, self._capacity, devices)
         self.metric_names: list[str] = []
         if split == "predict":
@@ -64,7 +65,7 @@ class Evaluator:
 
     def per_example(self, params: Arrays, variables: Arrays) -> Any:
         """The program's outputs with the examples `(examples, ...)` in order, padding cut away."""
-        params, variables = jax.device_put((params, variables), self._devices.replicated)
+        params, variables = jax.device_put((params, variables), self._placed)
         waiting, firsts = [], np.arange(self._capacity, dtype=np.int32) * self._feed.rows
         for stack, rows in self._feed.stacks(self._capacity, self._devices.stacked):
             numbers = jax.device_put((np.int32(len(rows)), firsts), self._devices.replicated)

@@ -24,6 +24,7 @@ class TrainFeed:
       steps_per_epoch: batches an epoch, or None for a stream.
       spec: shape and dtype of a batch's leaves.
       batch_size: rows a batch.
+      capacity: batches in a stack, once `place` has said so.
     """
 
     def __init__(self, dataset: grain.MapDataset | grain.IterDataset, limit: int | None = None):
@@ -48,7 +49,7 @@ class TrainFeed:
 
     def place(self, capacity: int, sharding: jax.sharding.Sharding) -> None:
         """Says how large the stacks are and where they go."""
-        self._capacity, self._sharding = capacity, sharding
+        self.capacity, self._sharding = capacity, sharding
 
     @property
     def position(self) -> Any:
@@ -79,7 +80,7 @@ class TrainFeed:
 
     def _read(self, count: int) -> tuple[int, Any, Any]:
         try:
-            stack = _stack(self._batches(count), self.spec, self._capacity, self._sharding)
+            stack = _stack(self._batches(count), self.spec, self.capacity, self._sharding)
         except BaseException:
             self.position = self._taken
             raise

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
 from galvanax.callbacks.callback import Callback
 from galvanax.errors import ConfigError
 from galvanax.trainer.batch import Spec
-from galvanax.trainer.devices import Devices
+from galvanax.trainer.data_axis import DATA, ROWS, WHOLE, in_mesh, over_data_axis
+from galvanax.trainer.devices import Devices, constrain
 from galvanax.trainer.state import Arrays, TrainState
 
 if TYPE_CHECKING:
@@ -36,21 +39,24 @@ def train_program(
     Args:
       task: whose `train_step` is run.
       callbacks: their slots are updated after each step.
-      state: abstract or concrete.
+      state: abstract, with leaves that say how they lie on the devices (`Devices.place`).
       batch: what one batch looks like.
       capacity: K, the number of batches in a stack.
       devices: where.
     """
 
-    def one_step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        new, metrics = task.train_step(state, batch, jax.random.fold_in(key, state.step))
-        new = new.replace(step=state.step + 1)
-        slots = {name: callbacks[name].update_slot(slot, new) for name, slot in new.slots.items()}
-        return new.replace(slots=slots), {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
+    placed, name = state, type(task).__name__
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    after, metrics = jax.eval_shape(one_step, state, batch, key)
-    _check_same(type(task).__name__, state, after)
+    def one_step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        whole = state.replace(params=devices.whole(state.params))
+        new, metrics = task.train_step(whole, batch, jax.random.fold_in(key, state.step))
+        new = constrain(_check_same(name, placed, new.replace(step=state.step + 1)), placed)
+        slots = {name: callbacks[name].update_slot(slot, new) for name, slot in new.slots.items()}
+        new = constrain(_check_same(name, placed, new.replace(slots=slots)), placed)
+        return new, {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
+
+    with in_mesh(devices.mesh):
+        metrics = jax.eval_shape(one_step, state, batch, jax.eval_shape(lambda: jax.random.key(0)))[1]
 
     def run_steps(state: TrainState, stack: Any, count: jax.Array, key: jax.Array) -> tuple[TrainState, Any]:
         def body(index: jax.Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
@@ -60,10 +66,21 @@ def train_program(
             state, values = one_step(state, batch, key)
             return state, {name: rows[name].at[index].set(value) for name, value in values.items()}
 
-        return jax.lax.fori_loop(0, count, body, (state, {name: jnp.zeros(capacity) for name in metrics}))
+        with in_mesh(devices.mesh):
+            return jax.lax.fori_loop(0, count, body, (state, {name: jnp.zeros(capacity) for name in metrics}))
 
-    placed = jax.tree.map(lambda _: devices.replicated, state)
-    return jax.jit(run_steps, donate_argnums=0, out_shardings=(placed, devices.replicated)), list(metrics)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, placed)
+    return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings, devices.replicated)), list(metrics)
+
+
+def lower_train_program(program: Any, state: TrainState, batch: Spec, capacity: int, devices: Devices) -> Any:
+    """A `train_program`'s `run` for these shapes, as a `jax.stages.Lowered`: to compile it, and look at it, alone."""
+    stack = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((capacity, *leaf.shape), leaf.dtype, sharding=devices.stacked), batch
+    )
+    count = jax.ShapeDtypeStruct((), np.int32, sharding=devices.replicated)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return program.lower(state, stack, count, jax.ShapeDtypeStruct((), key.dtype, sharding=devices.replicated))
 
 
 def evaluate_program(task: "Task", definition: Any, arrays: Any, batch: Spec, capacity: int, devices: Devices) -> Any:
@@ -96,33 +113,45 @@ def example_program(
 ) -> tuple[Callable[..., Any], Any]:
     """Applies `function(model, example, rng)` to each example of a stack of batches on its own.
 
+    Each device works on its own examples: those that take long (an episode) keep no other device waiting.
+
     Returns `run((params, variables), stack, count, firsts, key) -> pytree of (capacity, batch, ...)`, in which `firsts`
     `(capacity,)` are the indices of the batches' first examples in the dataset, and the shapes of one batch's results.
     """
-    rows = jax.tree.leaves(batch)[0].shape[0]
+    offsets = np.arange(jax.tree.leaves(batch)[0].shape[0], dtype=np.int32)
 
-    def one_batch(arrays: tuple[Arrays, Arrays], batch: Any, first: jax.Array, key: jax.Array) -> Any:
+    def one_batch(arrays: tuple[Arrays, Arrays], batch: Any, indices: jax.Array, key: jax.Array) -> Any:
         def one(example: Any, index: jax.Array) -> Any:
             single = jax.tree.map(lambda leaf: leaf[None], example)
             return function(definition.merge(*arrays), single, jax.random.fold_in(key, index))
 
-        return jax.vmap(one)(batch, first + jnp.arange(rows))
+        return jax.vmap(one)(batch, indices)
 
-    result = jax.eval_shape(one_batch, arrays, batch, jnp.int32(0), jax.eval_shape(lambda: jax.random.key(0)))
+    result = jax.eval_shape(one_batch, arrays, batch, offsets, jax.eval_shape(lambda: jax.random.key(0)))
 
-    def run(arrays: Any, stack: Any, count: jax.Array, firsts: jax.Array, key: jax.Array) -> Any:
+    def all_batches(
+        arrays: Any, stack: Any, offsets: jax.Array, count: jax.Array, firsts: jax.Array, key: jax.Array
+    ) -> Any:
         def body(index: jax.Array, filled: Any) -> Any:
-            values = one_batch(arrays, jax.tree.map(lambda leaf: leaf[index], stack), firsts[index], key)
+            values = one_batch(arrays, jax.tree.map(lambda leaf: leaf[index], stack), firsts[index] + offsets, key)
             return jax.tree.map(lambda all_, new: all_.at[index].set(new), filled, values)
 
-        empty = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), result)
+        rows = offsets.shape[0]
+        empty = jax.tree.map(lambda leaf: jnp.zeros((capacity, rows, *leaf.shape[1:]), leaf.dtype), result)
         return jax.lax.fori_loop(0, count, body, empty)
+
+    def run(arrays: Any, stack: Any, count: jax.Array, firsts: jax.Array, key: jax.Array) -> Any:
+        stacked = PartitionSpec(None, DATA)
+        local = over_data_axis(all_batches, (WHOLE, stacked, ROWS, WHOLE, WHOLE, WHOLE), stacked)
+        with in_mesh(devices.mesh):
+            params, variables = arrays
+            return local((devices.whole(params), variables), stack, jnp.asarray(offsets), count, firsts, key)
 
     return jax.jit(run, out_shardings=devices.replicated), result
 
 
-def _check_same(name: str, before: TrainState, after: TrainState) -> None:
-    """A step must return the state in the form it got it: else no loop can carry it."""
+def _check_same(name: str, before: TrainState, after: TrainState) -> TrainState:
+    """The state after a step, which must have the form that it had before: else no loop can carry it."""
     old = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(before)}
     new = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(after)}
     if old.keys() != new.keys():
@@ -135,3 +164,4 @@ def _check_same(name: str, before: TrainState, after: TrainState) -> None:
                 f"{name}.train_step changed state{path} from {leaf.dtype}{list(leaf.shape)} "
                 f"to {new[path].dtype}{list(new[path].shape)}; a step must keep shapes and dtypes."
             )
+    return after

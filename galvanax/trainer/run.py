@@ -22,6 +22,7 @@ from galvanax.trainer.checkpoints import CheckpointFolder, name_leaves
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.feed import TrainFeed
 from galvanax.trainer.pace import Pace
+from galvanax.trainer.programs import lower_train_program
 from galvanax.trainer.schedule import next_multiple
 from galvanax.trainer.state import TrainState
 
@@ -121,6 +122,10 @@ class Run:
     def epoch(self) -> float:
         """Epochs done, with the fraction; 0 for a stream."""
         return self.step / self.steps_per_epoch if self.steps_per_epoch else 0.0
+
+    def lower(self) -> jax.stages.Lowered:
+        """The training program: `run.lower().compile()` has its text, its memory and its cost."""
+        return lower_train_program(self.program, self.state, self.feed.spec, self.feed.capacity, self.devices)
 
     def stop(self, reason: str) -> None:
         """Ends the run at this step; a callback's way to say that it has seen enough."""
@@ -303,7 +308,10 @@ def _copy_program(callbacks: dict[str, Callback]) -> Any:
 
 def chain_optimizer(task: "Task", callbacks: dict[str, Callback], num_steps: int) -> optax.GradientTransformation:
     """The task's optimizer inside the callbacks' wrappers; gradients pass the callbacks in list order."""
-    optimizer = task.build_optimizer(num_steps)
+    for callback in callbacks.values():
+        num_steps = callback.optimizer_steps(num_steps)
+    # A run too short for one update (fast_dev_run) still needs a schedule.
+    optimizer = task.build_optimizer(max(1, num_steps))
     for callback in reversed(callbacks.values()):
         optimizer = callback.wrap_optimizer(optimizer)
     return optimizer

@@ -25,11 +25,12 @@ from galvanax.trainer.checkpoints import (
     verified_meta,
 )
 from galvanax.trainer.compile_cache import enable_compile_cache
+from galvanax.trainer.data_axis import in_mesh
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.evaluation import Evaluator
 from galvanax.trainer.feed import EvaluationFeed, TrainFeed, check_divisible
 from galvanax.trainer.pace import Pace
-from galvanax.trainer.programs import INIT, TRAIN, stream_key, train_program
+from galvanax.trainer.programs import INIT, TRAIN, lower_train_program, stream_key, train_program
 from galvanax.trainer.run import CONFIG, STATE_FIELDS, Run, chain_optimizer
 from galvanax.trainer.state import Arrays, ModelDef, TrainState
 
@@ -41,55 +42,100 @@ if TYPE_CHECKING:
 log = logging.getLogger("galvanax")
 
 STACK, STACK_BYTES = 64, 256 * 2**20
-RUN_FILES = (CONFIG, "metrics.csv", "checkpoints", "tensorboard", "evaluation.json", "plots", "videos", "play")
+RUN_FILES = (CONFIG, "metrics.csv", "checkpoints", "tensorboard", "evaluation.json", "plots", "videos", "play", "wandb")
 
 
-def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str | Path | None) -> Run:
-    """Checks everything, builds the state and the programs, prepares the run folder. Raises as `Trainer.fit` does."""
-    _check_settings(trainer)
-    config.check_dataclass(task)
-    enable_compile_cache()
-    devices = Devices.choose(trainer.devices)
-    checkpoint, meta = _find_resume(trainer, type(task).__name__, resume)
-    overwrite = trainer.overwrite or (resume == "auto" and checkpoint is None)
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run of which nothing has been computed yet: all shapes are known, and where everything will lie.
 
-    settings = config.to_json(data)  # before setup, which may fill fields with arrays
+    Attributes:
+      task: with the fields that the data decided.
+      callbacks: by name.
+      devices: where.
+      feed: the training batches.
+      num_steps: the step at which the run ends.
+      capacity: steps that one dispatch can hold.
+      definition: the model.
+      create: see `_creator`.
+      state: abstract; its leaves say how they lie on the devices.
+      program: the training program, not compiled.
+      metric_names: what the training program measures.
+    """
+
+    task: "Task"
+    callbacks: dict[str, Callback]
+    devices: Devices
+    feed: TrainFeed
+    num_steps: int
+    capacity: int
+    definition: ModelDef
+    create: Callable[[Arrays, Arrays, jax.Array], TrainState]
+    state: TrainState
+    program: Any
+    metric_names: list[str]
+
+    def lower(self) -> jax.stages.Lowered:
+        """The training program, to compile it and look at it."""
+        return lower_train_program(self.program, self.state, self.feed.spec, self.capacity, self.devices)
+
+
+def plan_run(trainer: "Trainer", task: "Task", data: "DataModule", devices: Devices) -> Plan:
+    """Sets the data up, reads one batch, traces the step. Raises as `Trainer.fit` does."""
     data.setup()
     task = task.setup(data)
     callbacks = name_callbacks(list(trainer.callbacks))
     feed = TrainFeed(data.train_dataset(trainer.seed), trainer.limit_train_batches)
-    check_divisible(feed.batch_size, devices.count)
     num_steps = _count_steps(trainer, feed)
-
     definition = _definition(trainer, task)
-    create = _creator(task, data, callbacks, definition, num_steps)
+    create = _creator(task, data, callbacks, definition, num_steps, devices)
     abstract = jax.eval_shape(lambda key: create(*definition.init(key), key), stream_key(trainer.seed, INIT))
+    state = devices.place(abstract, task.carry_specs(abstract.carry))
     capacity = _choose_capacity(trainer, feed, num_steps)
-    program, names = train_program(task, callbacks, abstract, feed.spec, capacity, devices)
+    program, names = train_program(task, callbacks, state, feed.spec, capacity, devices)
+    check_divisible(feed.batch_size, devices.shards)  # after the task, which may know what a row is
     feed.place(capacity, devices.stacked)
-    evaluator = evaluator_for(trainer, task, definition, data, devices, "val", trainer.limit_val_batches)
-    metric_names = [f"train/{name}" for name in names] + (evaluator.metric_names if evaluator else [])
-    for name, callback in callbacks.items():
+    return Plan(
+        task, callbacks, devices, feed, num_steps, capacity, definition, create, state, program,
+        [f"train/{name}" for name in names],
+    )  # fmt: skip
+
+
+def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str | Path | None) -> Run:
+    """Checks everything, builds the state and the programs, prepares the run folder. Raises as `Trainer.fit` does."""
+    check_settings(trainer)
+    config.check_dataclass(task)
+    enable_compile_cache()
+    devices = Devices.choose(trainer.devices, trainer.strategy)
+    checkpoint, meta = _find_resume(trainer, type(task).__name__, resume)
+    overwrite = trainer.overwrite or (resume == "auto" and checkpoint is None)
+
+    settings = config.to_json(data)  # before setup, which may fill fields with arrays
+    plan = plan_run(trainer, task, data, devices)
+    task = plan.task
+    evaluator = evaluator_for(trainer, task, plan.definition, data, devices, "val", trainer.limit_val_batches)
+    metric_names = plan.metric_names + (evaluator.metric_names if evaluator else [])
+    for name, callback in plan.callbacks.items():
         _check_monitor(name, getattr(callback, "monitor", None), metric_names)
     run_config = _describe(trainer, task, settings)
     _warn_of_changes(meta.get("config", run_config), run_config)
     resumed = checkpoint is not None
     _check_folder(trainer, overwrite, resumed)
     # The weights first, and then the folder: a warm start may find nothing to start from, or start from what it clears.
-    state = abstract if resumed else _create_state(trainer, task, data, callbacks, definition, create, devices)
+    state = plan.state if resumed else _create_state(trainer, plan, data)
     run_dir = _prepare_folder(trainer, resumed)
 
     run = Run(
         trainer=trainer,
         task=task,
         datamodule=data,
-        callbacks=callbacks,
+        callbacks=plan.callbacks,
         run_dir=run_dir,
         devices=devices,
-        feed=feed,
-        num_steps=num_steps,
-        pace=Pace(capacity, fixed=trainer.steps_per_dispatch is not None),
-        program=program,
+        feed=plan.feed,
+        num_steps=plan.num_steps,
+        pace=Pace(plan.capacity, fixed=trainer.steps_per_dispatch is not None),
+        program=plan.program,
         evaluator=evaluator,
         state=state,
         key=jax.device_put(stream_key(trainer.seed, TRAIN), devices.replicated),
@@ -97,11 +143,11 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
         config=run_config,
     )
     if checkpoint is not None:
-        run.restore(_load_state(checkpoint, meta, abstract, devices), meta)
+        run.restore(_load_state(checkpoint, meta, plan.state), meta)
         # Under "auto", a job that is started again after its end has nothing to do.
-        if run.step > num_steps or (run.step == num_steps and resume != "auto"):
+        if run.step > plan.num_steps or (run.step == plan.num_steps and resume != "auto"):
             raise ConfigError(
-                f"{checkpoint} is of step {run.step}, and the run ends at step {num_steps}: give it more steps."
+                f"{checkpoint} is of step {run.step}, and the run ends at step {plan.num_steps}: give it more steps."
             )
     return run
 
@@ -109,6 +155,7 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
 def _describe(trainer: "Trainer", task: "Task", data: dict[str, Any]) -> dict[str, Any]:
     """JSON of everything that a run was made of."""
     settings = config.to_json(dataclasses.replace(trainer, callbacks=()))
+    settings["strategy"] = config.to_json(trainer.strategy)  # with its type
     return {
         "task": config.to_json(task),
         "data": data,
@@ -131,7 +178,7 @@ def evaluator_for(
     dataset = getattr(data, f"{split}_dataset")()
     if dataset is None:
         return None
-    return Evaluator(task, definition, EvaluationFeed(dataset, limit, devices.count), devices, trainer.seed, split)
+    return Evaluator(task, definition, EvaluationFeed(dataset, limit, devices.shards), devices, trainer.seed, split)
 
 
 def weights_for(
@@ -149,7 +196,8 @@ def weights_for(
     return definition, *definition.split(model)
 
 
-def _check_settings(trainer: "Trainer") -> None:
+def check_settings(trainer: "Trainer") -> None:
+    """Raises ConfigError for a setting that makes no sense."""
     if trainer.max_epochs is None and trainer.max_steps is None:
         raise ConfigError("The Trainer has neither max_epochs nor max_steps: say when the run ends.")
     for name in (
@@ -194,21 +242,28 @@ def _choose_capacity(trainer: "Trainer", feed: TrainFeed, num_steps: int) -> int
 
 
 def _creator(
-    task: "Task", data: "DataModule", callbacks: dict[str, Callback], definition: ModelDef, num_steps: int
+    task: "Task",
+    data: "DataModule",
+    callbacks: dict[str, Callback],
+    definition: ModelDef,
+    num_steps: int,
+    devices: Devices,
 ) -> Callable[[Arrays, Arrays, jax.Array], TrainState]:
     """A traceable `create(params, variables, key)`: the state at step 0, around these weights."""
-    optimizer = chain_optimizer(task, callbacks, num_steps)
+    optimizer = devices.reducing(chain_optimizer(task, callbacks, num_steps))
 
     def create(params: Arrays, variables: Arrays, key: jax.Array) -> TrainState:
         # Copies, since the state is donated, and whoever gave the weights may keep them.
         params, variables = jax.tree.map(jnp.copy, (params, variables))
         slots = {name: callback.init_slot(params) for name, callback in callbacks.items()}
+        with in_mesh(devices.mesh):
+            carry = task.init_carry(jax.random.split(key)[1], data)
         return TrainState(
             step=jnp.int32(0),
             params=params,
             variables=variables,
             opt_state=optimizer.init(params),
-            carry=task.init_carry(jax.random.split(key)[1], data),
+            carry=carry,
             slots={name: slot for name, slot in slots.items() if slot is not None},
             definition=definition,
             optimizer=optimizer,
@@ -217,30 +272,25 @@ def _creator(
     return create
 
 
-def _create_state(
-    trainer: "Trainer",
-    task: "Task",
-    data: "DataModule",
-    callbacks: dict[str, Callback],
-    definition: ModelDef,
-    create: Callable[[Arrays, Arrays, jax.Array], TrainState],
-    devices: Devices,
-) -> TrainState:
+def _create_state(trainer: "Trainer", plan: Plan, data: "DataModule") -> TrainState:
     """A fresh run's state: its weights as statistics and callbacks set them, then everything that starts from them."""
+    definition, devices = plan.definition, plan.devices
 
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
         return definition.init(jax.random.split(key)[0])
 
     key = jax.device_put(stream_key(trainer.seed, INIT), devices.replicated)
-    weights = jax.jit(init, out_shardings=devices.replicated)(key)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, plan.state)
+    placed = (shardings.params, shardings.variables)
+    weights = jax.jit(init, out_shardings=placed)(key)
     model = definition.merge(*weights)
-    task.set_statistics(model, data)
+    plan.task.set_statistics(model, data)
     weights = (weights[0], definition.split(model)[1])
-    for name, callback in callbacks.items():
+    for name, callback in plan.callbacks.items():
         changed = callback.init_params(*weights)
         _check_weights(name, weights, changed)
         weights = changed
-    return jax.jit(create, out_shardings=devices.replicated)(*jax.device_put(weights, devices.replicated), key)
+    return jax.jit(plan.create, out_shardings=shardings)(*jax.device_put(weights, placed), key)
 
 
 def _check_weights(callback: str, before: tuple[Arrays, Arrays], after: tuple[Arrays, Arrays]) -> None:
@@ -257,13 +307,9 @@ def _check_weights(callback: str, before: tuple[Arrays, Arrays], after: tuple[Ar
                 )
 
 
-def _load_state(folder: Path, meta: dict[str, Any], abstract: TrainState, devices: Devices) -> TrainState:
+def _load_state(folder: Path, meta: dict[str, Any], abstract: TrainState) -> TrainState:
     tree = {field: getattr(abstract, field) for field in STATE_FIELDS}
-    wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices.replicated)
-        for name, leaf in name_leaves(tree).items()
-    }
-    arrays = read_arrays(folder, meta, wanted)
+    arrays = read_arrays(folder, meta, name_leaves(tree))
     leaves = [arrays[name] for name in name_leaves(tree)]
     return abstract.replace(**jax.tree.unflatten(jax.tree.structure(tree), leaves))
 

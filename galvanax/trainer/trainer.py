@@ -15,6 +15,7 @@ from galvanax.trainer.devices import Devices
 from galvanax.trainer.run import FitResult
 from galvanax.trainer.schedule import Epochs, Steps
 from galvanax.trainer.start import evaluator_for, start_run, weights_for
+from galvanax.trainer.strategy import DataParallel, Strategy
 
 if TYPE_CHECKING:
     from galvanax.datamodules.datamodule import DataModule
@@ -41,7 +42,8 @@ class Trainer:
       limit_predict_batches: at most so many batches to predict.
       fast_dev_run: one training and one evaluation batch, no files: does everything run?
       precision: what layers compute in; parameters and everything outside layers stay float32.
-      devices: "auto" for all, or how many; each batch is split over them.
+      devices: "auto" for all, how many, or their ids; each batch is split over them.
+      strategy: how parameters and optimizer state are split: `DataParallel()`, `FSDP()`, `Partitioned(...)`.
       steps_per_dispatch: steps that go to the device at once; None chooses. It has no effect on the numbers.
     """
 
@@ -60,7 +62,8 @@ class Trainer:
     limit_predict_batches: int | None = None
     fast_dev_run: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
-    devices: Literal["auto"] | int = "auto"
+    devices: Literal["auto"] | int | tuple[int, ...] = "auto"
+    strategy: Strategy = DataParallel()  # noqa: RUF009
     steps_per_dispatch: int | None = None
 
     def fit(self, task: "Task", data: "DataModule", *, resume: str | Path | None = None) -> FitResult:
@@ -127,10 +130,11 @@ class Trainer:
         model: nnx.Module | None,
     ) -> Any:
         enable_compile_cache()
+        devices = Devices.choose(self.devices, self.strategy)
         data.setup()
         task = task.setup(data)
         definition, params, variables = weights_for(self, task, checkpoint, model)
-        evaluator = evaluator_for(self, task, definition, data, Devices.choose(self.devices), split, limit)
+        evaluator = evaluator_for(self, task, definition, data, devices, split, limit)
         if evaluator is None:
             raise ConfigError(f"{type(data).__name__} has no {split}_dataset.")
         run = evaluator.per_example if split == "predict" else evaluator.evaluate

@@ -51,7 +51,7 @@ class CartPole(MJXEnvironment):
         """Near the start's pose, nearly at rest, but for the share of `random_starts`."""
         qpos_rng, qvel_rng, random_rng = jax.random.split(rng, 3)
         poles = len(self.hanging)
-        pose = np.array([0.0, *(self.hanging if self.start == "hanging" else (0.0,) * poles)])
+        pose = jnp.array([0.0, *(self.hanging if self.start == "hanging" else (0.0,) * poles)])
         spread = 0.1 if self.start == "hanging" else 0.05
         qpos = pose + jax.random.uniform(qpos_rng, (poles + 1,), minval=-spread, maxval=spread)
         qvel = jax.random.uniform(qvel_rng, (poles + 1,), minval=-spread, maxval=spread)
