@@ -30,8 +30,8 @@ def cartpole_ppo() -> Experiment:
         num_minibatches=8,
         learning_rate=1e-3,
         learning_rate_schedule="adaptive",
-        discount=0.99,
-        entropy_coef=5e-3,
+        discount=0.995,
+        entropy_coef=1e-2,
         final_entropy_coef=1e-4,
         # Returns near 100 would let the value's gradients crowd out the policy's where both are clipped together.
         reward_scaling=0.1,
@@ -41,7 +41,7 @@ def cartpole_ppo() -> Experiment:
     )
     # From hanging alone, one seed in three learns to turn and turn and never sees what it is to be up.
     data = EnvironmentDataModule(CartPole(random_starts=0.5), num_envs=512, num_eval_episodes=64)
-    return _experiment(task, data, "runs/cartpole-ppo", iterations=400, every=50)
+    return _experiment(task, data, "runs/cartpole-ppo", iterations=250, every=50)
 
 
 def hopper_ppo() -> Experiment:
