@@ -41,6 +41,7 @@ TESTED = {
     "polars": ("1.44.2",),
     "rich": ("15.0.0",),
     "safetensors": ("0.8.0",),
+    "scipy": ("1.17.1",),
     "tensorboardx": ("2.6.5",),
     "tyro": ("1.0.17",),
 }

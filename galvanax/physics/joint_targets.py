@@ -9,6 +9,8 @@ import numpy as np
 
 from galvanax.errors import ConfigError, nearest
 
+_SCALAR = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
+
 
 @dataclasses.dataclass(frozen=True)
 class JointTargets:
@@ -125,10 +127,11 @@ def _driven_joints(model: mujoco.MjModel) -> dict[int, int]:
     driven: dict[int, int] = {}
     for index in range(model.nu):
         joint = int(model.actuator_trnid[index, 0])
-        if model.actuator_trntype[index] != mujoco.mjtTrn.mjTRN_JOINT or joint in driven or not _is_plain(model, index):
+        of_joint = model.actuator_trntype[index] == mujoco.mjtTrn.mjTRN_JOINT and joint not in driven
+        if not (of_joint and mujoco.mjtJoint(int(model.jnt_type[joint])) in _SCALAR and _is_plain(model, index)):
             raise ConfigError(
                 f"JointTargets: the actuator {model.actuator(index).name!r} is not the only <motor> or <position> of "
-                "one joint; expected that of every actuator."
+                "one hinge or slide; expected that of every actuator."
             )
         driven[joint] = index
     return driven

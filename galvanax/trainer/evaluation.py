@@ -38,6 +38,7 @@ class Evaluator:
         self._key = jax.device_put(stream_key(seed, EVALUATE), devices.replicated)
         self._capacity = max(1, min(STACK, feed.count or STACK, STACK_BYTES // max(1, batch_bytes(feed.spec))))
         arrays = jax.eval_shape(definition.init, self._key)
+        self._arrays = arrays
         self._placed = (devices.params(arrays[0]), devices.replicated)
         parts = (task, definition, arrays, feed.spec, self._capacity, devices)
         self.metric_names: list[str] = []
@@ -46,6 +47,22 @@ class Evaluator:
         else:
             self._program, names = evaluate_program(*parts)
             self.metric_names = [f"{split}/{name}" for name in names]
+
+    def lower(self) -> jax.stages.Lowered:
+        """The program, to compile it and look at it: `evaluator.lower().compile()`."""
+
+        def at(sharding: Any, leaf: Any, *stack: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*stack, *leaf.shape), leaf.dtype, sharding=sharding)
+
+        whole, capacity = self._devices.replicated, self._capacity
+        params, variables = self._arrays
+        arrays = (
+            {name: at(self._placed[0][name], leaf) for name, leaf in params.items()},
+            jax.tree.map(lambda leaf: at(whole, leaf), variables),
+        )
+        stack = jax.tree.map(lambda leaf: at(self._devices.stacked, leaf, capacity), self._feed.spec)
+        number = jax.ShapeDtypeStruct((), np.int32)
+        return self._program.lower(arrays, stack, at(whole, number), at(whole, number, capacity), at(whole, self._key))
 
     def evaluate(self, params: Arrays, variables: Arrays, step: int | None = None) -> dict[str, float]:
         """Means over all examples, `{"val/loss": ...}`.
@@ -66,12 +83,19 @@ class Evaluator:
     def per_example(self, params: Arrays, variables: Arrays) -> Any:
         """The program's outputs with the examples `(examples, ...)` in order, padding cut away."""
         params, variables = jax.device_put((params, variables), self._placed)
-        waiting, firsts = [], np.arange(self._capacity, dtype=np.int32) * self._feed.rows
+        waiting: list[tuple[Any, list[int]]] = []
+        done: list[Any] = []
+        firsts = np.arange(self._capacity, dtype=np.int32) * self._feed.rows
         for stack, rows in self._feed.stacks(self._capacity, self._devices.stacked):
             numbers = jax.device_put((np.int32(len(rows)), firsts), self._devices.replicated)
             waiting.append((self._program((params, variables), stack, *numbers, self._key), rows))
             firsts = firsts + np.int32(self._capacity * self._feed.rows)
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *(_unstack(*part) for part in waiting))
+            # As in training, two in flight. Programs with messages between a CPU's devices, waiting in dozens, would
+            # take each other the threads that they need to meet.
+            if len(waiting) == 2:
+                done.append(_unstack(*waiting.pop(0)))
+        done.extend(_unstack(*part) for part in waiting)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *done)
 
 
 def _unstack(values: Any, rows: list[int]) -> Any:

@@ -91,6 +91,8 @@ def plan_run(trainer: "Trainer", task: "Task", data: "DataModule", devices: Devi
     create = _creator(task, data, callbacks, definition, num_steps, devices)
     abstract = jax.eval_shape(lambda key: create(*definition.init(key), key), stream_key(trainer.seed, INIT))
     state = devices.place(abstract, task.carry_specs(abstract.carry))
+    if warning := devices.strategy.warning(state.params, dict(devices.mesh.shape)):
+        log.warning("%s", warning)
     capacity = _choose_capacity(trainer, feed, num_steps)
     program, names = train_program(task, callbacks, state, feed.spec, capacity, devices)
     check_divisible(feed.batch_size, devices.shards)  # after the task, which may know what a row is

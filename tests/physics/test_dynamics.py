@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from galvanax import ConfigError, DataError
-from galvanax.physics import MJXDynamics, mujoco_rollout, unroll
+from galvanax.physics import MJXDynamics, load_model, mujoco_rollout, unroll
 
 # A cart that its actuator pushes through a filter: the activation is a state that qpos and qvel don't show.
 FILTERED = """
@@ -56,6 +56,15 @@ def test_a_rollout_has_a_gradient(pendulum_dynamics):
     for i in range(3):
         nudge = jnp.zeros_like(actions).at[i].set(0.1)
         np.testing.assert_allclose(gradient[i, 0], (final(actions + nudge) - final(actions - nudge)) / 0.2, rtol=2e-2)
+
+
+def test_gradients_go_through_many_solver_iterations():
+    """Their values are `test_implicit_step`'s matter; MJX's own step would raise an error."""
+    model = load_model("cart-pole")
+    model.opt.iterations = 4
+    dynamics = MJXDynamics(model)
+    history = dynamics.init_history(*past(jnp.zeros(4)))
+    jax.make_jaxpr(jax.grad(lambda actions: dynamics.rollout(history, actions).sum()))(jnp.zeros((2, 1)))
 
 
 def test_hidden_state_of_actuators_goes_on():

@@ -241,7 +241,10 @@ def test_errors(arm):
         (lambda: MJXSystem(model, 0.02, gradient="exact"), r"gradient='exact'; expected one of implicit, solver"),
         (lambda: MJXSystem(model, 0.02, iterations=0), r"iterations=0; expected 1 or more"),
         (lambda: MJXSystem(model, 0.02, targets=JointTargets(("elbo",), (0.0,))), r"no joint 'elbo'. Nearest: elbow"),
-        (lambda: MJXSystem(model, 0.02, targets=JointTargets(("elbow",), (0.0,))), r"kp is empty.*'elbow' has a motor"),
+        (
+            lambda: MJXSystem(model, 0.02, targets=JointTargets(("elbow",), (0.0,))),
+            r"kp is empty; the joint 'elbow' has a torque",
+        ),
         (lambda: JointTargets(("elbow",), ()), r"JointTargets.default has 0 entries; expected 1"),
         (lambda: JointTargets(("elbow",), (0.0,), kp=(1.0, 2.0)), r"JointTargets.kp has 2 entries; expected 1"),
         (lambda: JointTargets(("a", "a"), (0.0, 0.0)), r"expected one or more different names"),
@@ -263,15 +266,30 @@ def test_errors(arm):
         '<motor joint="x"/><motor name="twice" joint="x"/>',
         '<velocity name="speed" joint="x" kv="1"/>',
         '<general name="slow" joint="x" dyntype="filter" dynprm="1"/>',
+        '<motor joint="x"/><motor name="turn" joint="ball" gear="1 0 0"/>',
     ],
 )
 def test_joint_targets_need_motors_or_servos(actuators):
     xml = f"""
-    <mujoco><worldbody><body><joint name="x" axis="0 1 0"/><geom size=".1"/></body></worldbody>
-    <actuator>{actuators}</actuator></mujoco>
+    <mujoco><worldbody>
+      <body><joint name="x" axis="0 1 0"/><geom size=".1"/></body>
+      <body><joint name="ball" type="ball"/><geom size=".1"/></body>
+    </worldbody><actuator>{actuators}</actuator></mujoco>
     """
-    with pytest.raises(ConfigError, match=r"actuator '(twice|speed|slow)' is not the only <motor> or <position>"):
+    with pytest.raises(ConfigError, match=r"actuator '(twice|speed|slow|turn)' is not the only <motor> or <position>"):
         MJXSystem(mujoco.MjModel.from_xml_string(xml), 0.002, targets=JointTargets(("x",), (0.0,)))
+
+
+def test_the_solvers_own_gradient():
+    """Through more than one iteration it is refused, wherever the derivative is taken."""
+    for iterations, refused in ((1, False), (2, True)):
+        system = MJXSystem("cart-pole", 0.02, gradient="solver", iterations=iterations)
+        trace = jax.make_jaxpr(jax.grad(lambda action, s=system: s.step(jnp.zeros(4), action).sum()))
+        if refused:
+            with pytest.raises(ConfigError, match=r"gradient='solver' with iterations=2"):
+                trace(jnp.zeros(1))
+        else:
+            trace(jnp.zeros(1))
 
 
 def test_iterations_leave_the_callers_model_alone(arm):

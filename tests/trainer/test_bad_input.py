@@ -42,7 +42,7 @@ def changed(**arrays):
         ({"max_steps": 0}, gx.ConfigError, ["max_steps=0", "at least 1"]),
         ({"limit_val_batches": 0.5}, gx.ConfigError, ["limit_val_batches=0.5", "whole number"]),
         ({"precision": "float16"}, gx.ConfigError, ["float16", "bfloat16"]),
-        ({"devices": 99}, gx.ConfigError, ["devices=99", "1 to"]),
+        ({"devices": 99}, gx.ConfigError, ["devices=99", "there are 1"]),
         ({"callbacks": [3]}, gx.ConfigError, ["callbacks holds 3"]),
         ({"callbacks": [gx.CSVLogger()]}, gx.ConfigError, ["CSVLogger", "run_dir"]),
         (

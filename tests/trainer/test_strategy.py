@@ -27,8 +27,8 @@ from galvanax.trainer.compiled_text import Collective, collectives  # noqa: E402
 from galvanax.trainer.data_axis import in_mesh, over_data_axis  # noqa: E402
 
 STEPS = 12
-# Sums over a batch in another order, carried on by 12 steps of Adam; measured: 2e-6 (5e-6 through physics).
-TOLERANCE = 3e-5
+# Sums over a batch in another order, carried on by 12 steps of Adam; measured: 9e-7.
+TOLERANCE = 5e-6
 EXACT = ("noise_max", "noise_min", "noise_first")
 FSDP = gx.FSDP(min_size=64)
 TWO_BY_FOUR = {

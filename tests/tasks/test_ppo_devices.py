@@ -1,0 +1,200 @@
+"""PPO on 1, 2, 4 and 8 devices: the same environments, the same minibatches, the same numbers but for rounding.
+
+The devices are CPU threads of one process, which this file starts.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "tasks")]  # for the child
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from test_ppo import Point, Sides, data_of, small  # noqa: E402
+
+import galvanax as gx  # noqa: E402
+from galvanax.tasks.ppo import _shuffled_parts  # noqa: E402
+from galvanax.trainer.compiled_text import collectives  # noqa: E402
+
+EPOCHS, MINIBATCHES = 3, 2
+STEPS = {"memory": 6, "augment": 2}
+# Sums in another order, carried on by Adam; measured: 1e-6, and 9e-5 in a KL divergence of 1e-5. Augmented minibatches
+# magnify rounding tenfold in each iteration. Means near 0 are compared by size.
+TOLERANCE = {"memory": 1e-5, "augment": 5e-4}
+SMALL = {"policy_loss": 1e-5, "explained_variance": 1e-4}
+TASKS = {
+    "memory": (small(learning_rate_schedule="adaptive", memory_size=4), Point()),
+    "augment": (small(symmetry="augment", learning_rate_schedule="linear"), Sides()),
+}
+PARTITIONED = gx.Partitioned({"data": 4, "model": 2}, [("policy/*/kernel", (None, "model"))])
+SETUPS = {f"{count} devices": (count, gx.DataParallel()) for count in (1, 2, 4, 8)}
+SPLIT = {"fsdp": (8, gx.FSDP(min_size=32)), "partitioned": (8, PARTITIONED)}
+
+
+class Watch(gx.Callback):
+    """Keeps each step's metrics, and what the start looked like."""
+
+    def __init__(self, look: bool):
+        self.look, self.metrics, self.seen = look, {}, {}
+
+    def on_fit_start(self, run):
+        if not self.look:
+            return
+        self.seen["collectives"] = [[one.kind, one.loops] for one in collectives(run.lower().compile().as_text())]
+        evaluation = collectives(run.evaluator.lower().compile().as_text())
+        self.seen["evaluation in loops"] = [one.kind for one in evaluation if one.loops]
+        leaves = jax.tree.leaves((run.state.carry.envs, run.state.carry.memory))
+        self.seen["rows"] = sorted({shard.data.shape[0] for leaf in leaves for shard in leaf.addressable_shards})
+
+    def on_train_metrics(self, run, steps, metrics):
+        for index, step in enumerate(steps):
+            self.metrics[step] = {name.removeprefix("train/"): float(rows[index]) for name, rows in metrics.items()}
+
+
+def train(name, devices, strategy, look=False, steps=None, resume=None, **settings) -> dict:
+    """What a run measured."""
+    (task, env), watch = TASKS[name], Watch(look)
+    callbacks = [gx.GradientClipping(1.0), gx.EMA(0.9), *settings.pop("callbacks", ()), watch]
+    trainer = gx.Trainer(
+        max_steps=steps or STEPS[name], devices=devices, strategy=strategy, callbacks=callbacks, **settings
+    )
+    result = trainer.fit(task, data_of(env), resume=resume)
+    return {"steps": watch.metrics, "seen": watch.seen, "end": result.metrics}
+
+
+def travel(folder: Path) -> dict:
+    """A run that moves from device to device: its environments go with it."""
+    steps = {}
+    for devices, until in ((8, 2), (1, 4), (4, None)):
+        saving = {"callbacks": [gx.Checkpoint(every=gx.Steps(100))], "run_dir": folder, "resume": "auto"}
+        steps |= train("memory", devices, gx.DataParallel(), steps=until, **saving)["steps"]
+    return {"steps": steps}
+
+
+def said(task, data, **settings) -> str:
+    """What a run that cannot be says."""
+    with pytest.raises(gx.GalvanaxError) as caught:
+        gx.Trainer(max_steps=1, **settings).fit(task, data)
+    return str(caught.value)
+
+
+def main(folder: Path) -> None:
+    """The child: runs everything, writes what it saw."""
+    assert jax.device_count() == 8
+    found: dict = {
+        name: {setup: train(name, *where, look=setup == "8 devices") for setup, where in SETUPS.items()}
+        for name in TASKS
+    }
+    found["memory"] |= {setup: train("memory", *where) for setup, where in SPLIT.items()}
+    found["memory"]["moved"] = travel(folder / "run")
+    broken = data_of(Point(nan_reward=0.8))
+    found["broken"] = [said(small(), broken, devices=count) for count in (1, 8)]
+    found["indivisible"] = said(small(), data_of(num_envs=100), devices=8)
+    found["few"] = said(small(num_minibatches=4), data_of(num_envs=16), devices=8)
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the child saw."""
+    folder = tmp_path_factory.mktemp("ppo_devices")
+    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
+        capture_output=True, text=True, check=False, timeout=1500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "found.json").read_text())
+
+
+PAIRS = [(name, setup) for name in TASKS for setup in SETUPS if setup != "1 devices"]
+
+
+@pytest.mark.parametrize(("name", "setup"), [*PAIRS, *(("memory", setup) for setup in (*SPLIT, "moved"))])
+def test_the_numbers_are_those_of_one_device(found, name, setup):
+    one, other = found[name]["1 devices"]["steps"], found[name][setup]["steps"]
+    assert len(other) == STEPS[name]
+    worst: dict[str, float] = {}
+    for step, metrics in one.items():
+        for metric, value in metrics.items():
+            difference = abs(other[step][metric] - value)
+            relative = difference if metric in SMALL else difference / abs(value)
+            worst[metric] = max(worst.get(metric, 0.0), relative)
+    print(f"\n{name}, {setup}: {max(worst.values()):.1e}")
+    for metric, relative in worst.items():
+        assert relative < SMALL.get(metric, TOLERANCE[name]), metric
+    assert worst["env_steps"] == worst["episodes"] == worst["bad_environment"] == 0
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("setup", ["2 devices", "8 devices"])
+def test_so_are_the_evaluations(found, name, setup):
+    one, other = found[name]["1 devices"]["end"], found[name][setup]["end"]
+    for metric in ("val/episode_return", "val/episode_length"):
+        assert other[metric] == pytest.approx(one[metric], rel=TOLERANCE[name])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_one_all_reduce_an_optimizer_step_and_none_in_physics(found, name):
+    """In a loop inside the iteration there is one message alone, in the loop over minibatches."""
+    seen = found[name]["8 devices"]["seen"]
+    inside = [(kind, loops) for kind, loops in seen["collectives"] if len(loops) > 1]
+    assert inside == [("all-reduce", [None, EPOCHS, MINIBATCHES])]
+    once = [kind for kind, loops in seen["collectives"] if len(loops) < 2]
+    assert set(once) == {"all-reduce"}
+    assert len(once) <= 8
+    assert seen["evaluation in loops"] == []
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_device_has_environments_of_its_own(found, name):
+    assert found[name]["8 devices"]["seen"]["rows"] == [8]
+
+
+def test_a_broken_environment_is_named_by_its_number(found):
+    one, eight = found["broken"]
+    assert one == eight
+    assert "Environment" in one
+
+
+def test_what_cannot_be_split_is_said(found):
+    assert "EnvironmentDataModule.num_envs=100 cannot be split over 8 devices" in found["indivisible"]
+    assert "PPOTask.num_minibatches=2: expected a multiple of 16. Nearest: 96, 112." in found["indivisible"]
+    assert "num_envs=16" in found["few"]
+    assert "expected a multiple of 32. Nearest: 32." in found["few"]
+
+
+@pytest.mark.parametrize(("num_envs", "parts"), [(64, 2), (96, 4), (48, 3), (512, 8)])
+def test_minibatches_are_the_same_on_any_number_of_devices(num_envs, parts):
+    whole = np.asarray(_shuffled_parts(jax.random.key(0), num_envs, parts))
+    for shards in (2, 4, 8):
+        if num_envs // parts % shards:
+            continue
+        own = num_envs // shards
+        pieces = [
+            np.asarray(_shuffled_parts(jax.random.key(0), own, parts, shards, shard)) + shard * own
+            for shard in range(shards)
+        ]
+        for part in range(parts):
+            assert {row for piece in pieces for row in piece[part]} == set(whole[part])
+
+
+@pytest.mark.parametrize("shards", [3, 6, 16, 32])
+def test_other_numbers_of_devices_deal_within_themselves(shards):
+    own, parts = 12, 2
+    pieces = [np.asarray(_shuffled_parts(jax.random.key(0), own, parts, shards, shard)) for shard in range(shards)]
+    for piece in pieces:
+        assert piece.shape == (parts, own // parts)
+        assert sorted(piece.ravel()) == list(range(own))
+    assert len({piece.tobytes() for piece in pieces}) > shards / 2
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
