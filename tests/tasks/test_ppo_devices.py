@@ -13,12 +13,13 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "tasks")]  # for the child
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from test_ppo import Point, Sides, data_of, small  # noqa: E402
 
 import galvanax as gx  # noqa: E402
-from galvanax.tasks.ppo import _shuffled_parts  # noqa: E402
+from galvanax.tasks.ppo import _shuffled_parts, adapt_rate  # noqa: E402
 from galvanax.trainer.compiled_text import collectives  # noqa: E402
 
 EPOCHS, MINIBATCHES = 3, 2
@@ -169,6 +170,12 @@ def test_what_cannot_be_split_is_said(found):
     assert "PPOTask.num_minibatches=2: expected a multiple of 16. Nearest: 96, 112." in found["indivisible"]
     assert "num_envs=16" in found["few"]
     assert "expected a multiple of 32. Nearest: 32." in found["few"]
+
+
+@pytest.mark.parametrize("kl", [0.0, 3e-9, -2e-9, 6e-7])
+def test_rounding_does_not_decide_the_learning_rate(kl):
+    """A rollout's first minibatch has no divergence but for rounding, which is another on each number of devices."""
+    assert float(adapt_rate(jnp.float32(1e-3), jnp.float32(kl), 0.01)) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(("num_envs", "parts"), [(64, 2), (96, 4), (48, 3), (512, 8)])
