@@ -25,7 +25,7 @@ class Statistics:
     @staticmethod
     def of(array: np.ndarray) -> "Statistics":
         """Of an array `(rows, ...)` in memory, with at least one row; makes no copy of it in float64."""
-        total = _Moments()
+        total = Moments()
         for start in range(0, len(array), 65536):
             total.add(np.asarray(array[start : start + 65536], np.float64))
         return total.statistics()
@@ -73,14 +73,14 @@ class DataModule:
     def statistics(self) -> Any:
         """`Statistics` of each array of the training batches, from one pass over them through Grain."""
         self.setup()
-        totals = [_Moments() for _ in jax.tree.leaves(self.example_batch())]
+        totals = [Moments() for _ in jax.tree.leaves(self.example_batch())]
         for batch in self.train_dataset(seed=0):
             for total, array in zip(totals, jax.tree.leaves(batch), strict=True):
                 total.add(np.asarray(array, np.float64))
         return jax.tree.unflatten(jax.tree.structure(self.example_batch()), [total.statistics() for total in totals])
 
 
-class _Moments:
+class Moments:
     """Mean and variance of a stream of arrays (Chan et al., 1983, eq. 2.1: pairwise update), without cancellation."""
 
     def __init__(self) -> None:
@@ -88,6 +88,7 @@ class _Moments:
         self.min, self.max = np.full((), np.inf), np.full((), -np.inf)
 
     def add(self, rows: np.ndarray) -> None:
+        """Takes in rows `(rows, ...)` in float64."""
         mean = rows.mean(0)
         delta, total = mean - self.mean, self.count + len(rows)
         self.squares = self.squares + ((rows - mean) ** 2).sum(0) + delta**2 * self.count * len(rows) / total
@@ -95,4 +96,5 @@ class _Moments:
         self.min, self.max = np.minimum(self.min, rows.min(0)), np.maximum(self.max, rows.max(0))
 
     def statistics(self) -> Statistics:
+        """Of all rows so far."""
         return Statistics(self.mean, np.sqrt(self.squares / self.count), self.min, self.max, self.count)

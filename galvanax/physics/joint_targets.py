@@ -105,7 +105,7 @@ class Joints:
         if not motors.any():
             return (np.zeros(len(joints)),) * 3
         others = joints[self.action_dim :]
-        limits = np.concatenate([targets.torque_limits, [_torque_limit(model, joint) for joint in others]])
+        limits = np.concatenate([targets.torque_limits, [torque_limit(model, joint) for joint in others]])
         gains = (np.append(gain, np.full(len(others), max(gain))) for gain in (targets.kp, targets.kd))
         return *gains, limits
 
@@ -146,8 +146,8 @@ def _is_plain(model: mujoco.MjModel, actuator: int) -> bool:
     return bool((motor or servo) and fixed and model.actuator_dyntype[actuator] == mujoco.mjtDyn.mjDYN_NONE)
 
 
-def _torque_limit(model: mujoco.MjModel, joint: int) -> float:
-    """The largest torque (N·m) that a joint's actuator can give it."""
+def torque_limit(model: mujoco.MjModel, joint: int) -> float:
+    """The largest torque (N·m) that a joint's actuators can give it; infinite where nothing limits it."""
     limits = [np.inf]
     if model.jnt_actfrclimited[joint]:
         limits.append(model.jnt_actfrcrange[joint, 1])

@@ -7,6 +7,7 @@ import mujoco
 import numpy as np
 
 from galvanax.errors import DataError, nearest
+from galvanax.physics.joint_targets import torque_limit
 
 _OBJECTS = {
     "body": (mujoco.mjtObj.mjOBJ_BODY, "nbody"),
@@ -92,7 +93,7 @@ def find_layout(
         qvel=model.jnt_dofadr[order],
         torque_of=np.array([place[model.actuator_trnid[index, 0]] for index in range(model.nu)]),
         gears=model.actuator_gear[:, 0].copy(),
-        limits=np.array([_torque_limit(model, joint, source) for joint in order]),
+        limits=np.array([_limit(model, joint, source) for joint in order]),
         ranges=np.where(model.jnt_limited[order][:, None], model.jnt_range[order], [-np.inf, np.inf]),
         trunk=trunk_id,
         feet=np.array([_find(model, source, "body", name) for name in feet]),
@@ -171,20 +172,12 @@ def _driven_joints(model: mujoco.MjModel, source: str) -> dict[int, int]:
     return driven
 
 
-def _torque_limit(model: mujoco.MjModel, joint: int, source: str) -> float:
-    limits = []
-    if model.jnt_actfrclimited[joint]:
-        limits.append(model.jnt_actfrcrange[joint, 1])
-    for index in np.flatnonzero(model.actuator_trnid[:, 0] == joint):
-        gear = abs(model.actuator_gear[index, 0])
-        if model.actuator_ctrllimited[index]:
-            limits.append(model.actuator_ctrlrange[index, 1] * gear)
-        if model.actuator_forcelimited[index]:
-            limits.append(model.actuator_forcerange[index, 1] * gear)
-    if not limits:
+def _limit(model: mujoco.MjModel, joint: int, source: str) -> float:
+    limit = torque_limit(model, joint)
+    if not np.isfinite(limit):
         name = _name(model, mujoco.mjtObj.mjOBJ_JOINT, joint)
         raise DataError(f"{source}: no torque limit for the joint {name!r}: give its motor a ctrlrange (N·m).")
-    return float(min(limits))
+    return limit
 
 
 def _matching(model: mujoco.MjModel, source: str, parts: Sequence[str]) -> list[int]:
