@@ -31,6 +31,7 @@ from galvanax.errors import (
     GalvanaxError,
     NonFiniteError,
     Preempted,
+    ProcessError,
     RenderError,
     RunDirError,
 )
@@ -44,6 +45,7 @@ from galvanax.tasks.learned_dynamics import GRUDynamics
 from galvanax.tasks.policy_export import export_onnx, export_stablehlo, policy_metadata
 from galvanax.tasks.ppo import PPOTask
 from galvanax.tasks.task import Task
+from galvanax.trainer import processes as distributed
 from galvanax.trainer.export import export_safetensors
 from galvanax.trainer.run import FitResult, Run
 from galvanax.trainer.schedule import Epochs, Minutes, Steps
@@ -86,6 +88,7 @@ __all__ = [
     "PPOTask",
     "Partitioned",
     "Preempted",
+    "ProcessError",
     "ProgressBar",
     "RenderError",
     "RolloutDataModule",
@@ -105,6 +108,7 @@ __all__ = [
     "WarmStart",
     "collect_random_rollouts",
     "create_dataset",
+    "distributed",
     "envs",
     "export_onnx",
     "export_safetensors",

@@ -32,6 +32,10 @@ class CheckpointError(GalvanaxError, RuntimeError):
     """A checkpoint that is missing, damaged, or of something else."""
 
 
+class ProcessError(GalvanaxError, RuntimeError):
+    """Another process of the run was lost, or stopped by an error; names it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `" Nearest: a, b."`, or all the known names when none is near."""
     names = sorted(known)

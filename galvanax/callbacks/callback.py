@@ -19,10 +19,14 @@ class Callback:
     *Traced* methods become part of the compiled step. *Host* methods run between dispatches: `on_step` on exactly the
     steps that `next_step` names. Host state belongs in attributes set by `on_fit_start`, and, if a resumed run must
     continue it, in `host_state` and `restore_host_state`.
+
+    With several processes, each has the callback and calls its host methods at the same steps with the same metrics,
+    unless `main_process_only`. What computes with `run.state` must then do so in all of them.
     """
 
     writes_files: ClassVar[bool] = False  # needs a run_dir; left out of a fast_dev_run
     runs_last: ClassVar[bool] = False  # after all others at a step, to see what they did
+    main_process_only: ClassVar[bool] = False  # of several processes, only process 0 calls its host methods
 
     # Traced.
 

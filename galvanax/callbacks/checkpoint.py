@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.early_stopping import check_mode
 from galvanax.errors import ConfigError, NonFiniteError, Preempted
+from galvanax.trainer import processes
 from galvanax.trainer.checkpoint_writer import CheckpointWriter, Snapshot
 from galvanax.trainer.checkpoints import CheckpointFolder, Entry
 from galvanax.trainer.schedule import Epochs, Minutes, Steps, next_multiple
@@ -25,7 +26,8 @@ class Checkpoint(Callback):
     """Saves everything that the run needs to go on, bit for bit, while training continues.
 
     SIGTERM and SIGUSR1 save at the next dispatch boundary and end the process with status 75 (`gx.Preempted`);
-    Ctrl-C saves, says where, and ends with KeyboardInterrupt; a second Ctrl-C ends at once.
+    Ctrl-C saves, says where, and ends with KeyboardInterrupt; a second Ctrl-C ends at once. With several processes, a
+    signal to one is a signal to all; training waits while they save, and an exception leaves no checkpoint.
 
     Attributes:
       monitor: the validation metric that ranks checkpoints; None ranks none, and "best" is the last.
@@ -66,7 +68,7 @@ class Checkpoint(Callback):
         if sum(isinstance(callback, Checkpoint) for callback in run.callbacks.values()) > 1:
             raise ConfigError("Two Checkpoint callbacks would delete each other's checkpoints: use one (keep_every=).")
         self._folder = CheckpointFolder(run.run_dir)
-        self._folder.prepare(run.step)
+        processes.from_main("checkpoints", lambda: self._folder.prepare(run.step))
         self._writer = CheckpointWriter(
             self._folder, self.keep_last, self.keep_best, stop_on_error=self.on_save_error == "stop"
         )
@@ -98,11 +100,12 @@ class Checkpoint(Callback):
     def on_step(self, run: "Run") -> None:
         """See `Callback`."""
         self._writer.raise_error()
-        overdue = self.due(run)
+        overdue = run.is_due(self)
+        told = self._told() if overdue else None
         if overdue or self._is_rolling(run.step) or self._is_permanent(run.step) or self._is_best(run):
             self._save(run)
-        if self._signal is not None:
-            self._leave(run)
+        if told is not None:
+            self._leave(run, told)
 
     def on_fit_end(self, run: "Run", result: "FitResult") -> None:
         """See `Callback`."""
@@ -114,7 +117,8 @@ class Checkpoint(Callback):
         """See `Callback`."""
         self._restore_handlers()
         leaving = isinstance(error, Preempted | KeyboardInterrupt | NonFiniteError)
-        if self.save_on_exception and run.settled and not leaving:
+        # With several processes, the others may be somewhere else, and none can save without them.
+        if self.save_on_exception and run.settled and not leaving and processes.count() == 1:
             run.drain()
             self._save(run)
         self._writer.close()
@@ -157,16 +161,21 @@ class Checkpoint(Callback):
         if number == signal.SIGINT:
             print("\nCtrl-C: saving at the next step; press it again to stop at once.", flush=True)
 
-    def _leave(self, run: "Run") -> None:
+    def _told(self) -> int | None:
+        """The signal that this process, or another one, was sent."""
+        return next((number for number in processes.gather("signals", self._signal) if number is not None), None)
+
+    def _leave(self, run: "Run", number: int) -> None:
         self._writer.close()
-        name = signal.Signals(self._signal or 0).name
+        name = signal.Signals(number).name
         steps = self._folder.steps()
         if run.step in steps:
             what = f'saved to {self._folder.path / str(run.step)}; go on with resume="last" (--resume)'
         else:
             what = f"not saved; the newest checkpoint is {self._folder.path / str(steps[-1]) if steps else 'none'}"
-        print(f"{name} at step {run.step}: {what}.", flush=True)
-        if self._signal == signal.SIGINT:
+        if processes.is_main():
+            print(f"{name} at step {run.step}: {what}.", flush=True)
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(name, run.step)
 

@@ -16,6 +16,7 @@ class CSVLogger(Callback):
     """Writes `metrics.csv`: a row per `log_every` steps with training metrics, and one per validation."""
 
     writes_files: ClassVar[bool] = True
+    main_process_only: ClassVar[bool] = True
 
     def on_fit_start(self, run: "Run") -> None:
         """See `Callback`."""

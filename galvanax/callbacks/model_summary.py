@@ -1,7 +1,7 @@
 """What the model is made of."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from clu import parameter_overview
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @dataclasses.dataclass
 class ModelSummary(Callback):
     """Prints a table of the parameters at the start: path, shape, dtype, count, and their total."""
+
+    main_process_only: ClassVar[bool] = True
 
     def on_fit_start(self, run: "Run") -> None:
         """See `Callback`."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +22,8 @@ class ProgressBar(Callback):
       metrics: names to show; empty shows the training and validation loss.
       seconds: between two lines, where the output is no terminal.
     """
+
+    main_process_only: ClassVar[bool] = True
 
     metrics: tuple[str, ...] = ()
     seconds: float = 10.0

@@ -22,6 +22,7 @@ class TensorBoardLogger(Callback):
     """Writes event files to `run_dir/tensorboard`: all metrics, and the speed in steps a second."""
 
     writes_files: ClassVar[bool] = True
+    main_process_only: ClassVar[bool] = True
 
     def on_fit_start(self, run: "Run") -> None:
         """See `Callback`."""

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from flax import nnx
 
-from galvanax.callbacks.callback import Callback, evaluation_params
+from galvanax.callbacks.callback import Callback
 from galvanax.errors import ConfigError, DataError, RenderError
 from galvanax.rendering.renderer import start_gl
 from galvanax.rendering.trajectory_npz import MotionClip
 from galvanax.rendering.write_clip import NEED_GL, Format, check_formats, write_clip
+from galvanax.trainer import processes
 from galvanax.trainer.schedule import Epochs, Steps, next_multiple
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class VideoRecorder(Callback):
             raise ConfigError("VideoRecorder.every is None, after each validation, and there is none: say Steps(...).")
         self._interval = None if self.every is None else self.every.in_steps(run.steps_per_epoch)
         self._warned = False
-        if any(name in NEED_GL for name in self.formats):
+        if processes.is_main() and any(name in NEED_GL for name in self.formats):
             start_gl()
 
     def next_step(self, step: int) -> int | None:
@@ -100,7 +101,9 @@ class VideoRecorder(Callback):
     def _record(self, run: "Run") -> None:
         assert run.run_dir is not None
         assert isinstance(run.task, RecordsMotion)
-        model = run.state.model(evaluation_params(run.state, run.callbacks))
+        model = run.model()
+        if not processes.is_main():
+            return
         clip = run.task.record(model, run.datamodule, self.num_steps)
         stem = run.run_dir / "videos" / f"step_{run.step:08}"
         try:

@@ -29,6 +29,7 @@ class WandBLogger(Callback):
     """
 
     writes_files: ClassVar[bool] = True
+    main_process_only: ClassVar[bool] = True
 
     project: str = "galvanax"
     name: str | None = None

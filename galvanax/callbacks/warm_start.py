@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.patterns import check_patterns, matching
 from galvanax.errors import CheckpointError, ConfigError
+from galvanax.trainer import processes
 from galvanax.trainer.state import Arrays
 from galvanax.trainer.weights import describe, read_weights
 
@@ -96,7 +97,8 @@ class WarmStart(Callback):
         if not report.loaded:
             raise CheckpointError(f"Nothing of {weights.source} fits this model. {_mismatch(report, there)}")
         self.report = report
-        print(report, flush=True)
+        if processes.is_main():
+            print(report, flush=True)
         warm: Arrays = {path: jnp.asarray(there[path]) for path in report.loaded}
         return _replace(params, warm), _replace(variables, warm)
 

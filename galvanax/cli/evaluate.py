@@ -17,6 +17,7 @@ from galvanax.errors import ConfigError
 from galvanax.experiments.experiment import find_experiment
 from galvanax.experiments.registry import EXPERIMENTS
 from galvanax.tasks.task import Task
+from galvanax.trainer import processes
 from galvanax.trainer.checkpoints import CheckpointFolder, read_meta
 from galvanax.trainer.run import CONFIG, FitResult
 from galvanax.trainer.trainer import Trainer
@@ -116,7 +117,8 @@ def evaluate_run(
         task, model = task_type.load(run_dir, checkpoint, averaged=averaged)
     task = _with_settings(task, settings)
     then = config["trainer"]
-    trainer = Trainer(max_steps=1, seed=then["seed"], limit_test_batches=then["limit_test_batches"])
+    limit, local = then["limit_test_batches"], processes.local_devices()
+    trainer = Trainer(max_steps=1, seed=then["seed"], limit_test_batches=limit, devices=local)
     data.setup()
     if data.test_dataset() is not None:
         figures |= trainer.test(task, data, model=model)

@@ -16,6 +16,7 @@ from galvanax.cli.strategy_flag import strategy_rule
 from galvanax.errors import ConfigError, nearest
 from galvanax.experiments.experiment import Experiment, find_experiment
 from galvanax.experiments.registry import EXPERIMENTS
+from galvanax.trainer import processes
 from galvanax.trainer.schedule import Epochs, Minutes, Steps
 
 SHORT = {"--data": "--data.data", "--devices": "--trainer.devices"}
@@ -56,6 +57,8 @@ def fit(arguments: list[str]) -> None:
             return
         raise ConfigError("fit needs an experiment.")
     reference, *flags = arguments
+    if not {"-h", "--help", "--dry-run"} & set(flags):
+        processes.initialize()  # first: an experiment may compute while it is made
     experiment = find_experiment(reference, EXPERIMENTS)
     command = parse(reference, experiment, flags)
     experiment = command.experiment
@@ -69,8 +72,9 @@ def fit(arguments: list[str]) -> None:
     if command.json:
         raise ConfigError("--json is of a --dry-run.")
     result = experiment.fit(resume=command.resume)
-    if command.evaluate and experiment.trainer.run_dir is not None and not experiment.trainer.fast_dev_run:
-        evaluate_run(experiment.trainer.run_dir, experiment.data, result=result)
+    run_dir = None if experiment.trainer.fast_dev_run or not command.evaluate else experiment.trainer.run_dir
+    if run_dir is not None and processes.is_main():  # on its own devices, while the others wait for it to end
+        evaluate_run(run_dir, experiment.data, result=result)
 
 
 def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitCommand:

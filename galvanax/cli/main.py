@@ -4,12 +4,14 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 
-from galvanax.errors import GalvanaxError, nearest
+from galvanax.errors import GalvanaxError, ProcessError, nearest
+from galvanax.trainer import processes
 from galvanax.trainer.compile_cache import enable_compile_cache
 
 USAGE = """usage: galvanax COMMAND ...
 
   fit EXPERIMENT [--resume [CHECKPOINT]] [--overwrite] [flags]   train; `galvanax fit EXPERIMENT --help` lists the flags
+  launch --processes N fit EXPERIMENT ...                        the same, in several processes: one for each GPU
   evaluate RUN_DIR [--checkpoint CHECKPOINT]                     measure a finished run again
   export RUN_DIR --output FILE [--checkpoint CHECKPOINT]         its weights (.safetensors) or policy (.onnx, .jax)
   play RUN_DIR [--num-episodes N] [--command VX VY YAW] [flags]  measure and film a PPO run's policy
@@ -32,11 +34,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         enable_compile_cache()
         _command(arguments[0])(arguments[1:])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        processes.leave(130, error)
         raise SystemExit(130) from None
     except GalvanaxError as error:
         print(f"galvanax: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        status = 1 if isinstance(error, ProcessError) else 2
+        processes.leave(status, error)
+        raise SystemExit(status) from error
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
@@ -45,6 +50,10 @@ def _command(name: str) -> Callable[[list[str]], None]:
         from galvanax.cli.doctor import doctor
 
         return doctor
+    if name == "launch":  # likewise: the processes that it starts import them for themselves
+        from galvanax.cli.launch import launch
+
+        return launch
     from galvanax.cli.collect import collect
     from galvanax.cli.evaluate import evaluate
     from galvanax.cli.export import export
@@ -67,7 +76,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
     }
     if name not in commands:
         print(
-            f"galvanax: error: unknown command {name!r}.{nearest(name, [*commands, 'doctor'])}\n\n{USAGE}",
+            f"galvanax: error: unknown command {name!r}.{nearest(name, [*commands, 'doctor', 'launch'])}\n\n{USAGE}",
             file=sys.stderr,
         )
         raise SystemExit(2)

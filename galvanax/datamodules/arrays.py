@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -67,13 +68,15 @@ class BatchDataset(grain.MapDataset):
       arrays: a pytree of arrays `(rows, ...)`.
       batch_size: rows a batch.
       seed: shuffles, anew each epoch, and leaves out the rows that fill no whole batch; `None` keeps order and rows.
+      part: which rows of each batch to read; by default all.
     """
 
-    def __init__(self, arrays: Arrays, batch_size: int, seed: int | None = None):
+    def __init__(self, arrays: Arrays, batch_size: int, seed: int | None = None, part: slice | None = None):
         super().__init__()
         self._arrays = jax.tree.map(np.asarray, arrays)
         self._rows = count_rows(arrays, "BatchDataset")
         self._batch_size, self._seed = batch_size, seed
+        self._part = slice(0, batch_size) if part is None else part
         # Batches come in order, so one epoch's permutation at a time is enough.
         self._permutation = functools.lru_cache(maxsize=2)(self._permute)
 
@@ -84,11 +87,40 @@ class BatchDataset(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         epoch, index = divmod(index, len(self))
-        rows = slice(index * self._batch_size, (index + 1) * self._batch_size)
+        first = index * self._batch_size
+        rows = slice(first + self._part.start, first + self._part.stop)
         if self._seed is None:
             return jax.tree.map(lambda array: array[rows], self._arrays)
         chosen = self._permutation(epoch)[rows]
         return jax.tree.map(lambda array: array.take(chosen, axis=0), self._arrays)  # twice as fast as indexing
 
+    def only(self, part: slice) -> "BatchDataset":
+        """The same batches, of which only these rows are read: those of one of several processes."""
+        return BatchDataset(self._arrays, self._batch_size, self._seed, part)
+
     def _permute(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed or 0, epoch]).permutation(self._rows)
+
+
+class GatheredDataset(grain.MapDataset):
+    """Batches that a function gathers, all rows at once, from batches of the places where the rows are.
+
+    Args:
+      places: batches of them, `(rows,)`.
+      gather: from places to their rows.
+      part: which rows of each batch to gather; by default all.
+    """
+
+    def __init__(self, places: grain.MapDataset, gather: Callable[[np.ndarray], Any], part: slice | None = None):
+        super().__init__(places)
+        self._gather, self._part = gather, slice(None) if part is None else part
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.slice(index) if isinstance(index, slice) else self._gather(self._parent[index][self._part])
+
+    def only(self, part: slice) -> "GatheredDataset":
+        """The same batches, of which only these rows are read: those of one of several processes."""
+        return GatheredDataset(self._parent, self._gather, part)

@@ -11,8 +11,8 @@ import grain
 import mujoco
 import numpy as np
 
-from galvanax.datamodules.arrays import BatchDataset
-from galvanax.datamodules.datamodule import DataModule, Statistics, _Moments
+from galvanax.datamodules.arrays import BatchDataset, GatheredDataset
+from galvanax.datamodules.datamodule import DataModule, Moments, Statistics
 from galvanax.datamodules.motion_file import MotionFile, find_motion_files
 from galvanax.errors import ConfigError, DataError
 from galvanax.physics.layout import StateLayout
@@ -161,7 +161,7 @@ class MotionDataModule(DataModule):
     @functools.cached_property
     def _statistics(self) -> dict[str, Statistics]:
         self.setup()
-        totals = {name: _Moments() for name in self._files[0].tables()}
+        totals = {name: Moments() for name in self._files[0].tables()}
         for file, chosen in zip(self._files, self._parts["train"], strict=True):
             for name, table in file.tables().items():
                 for first, rows in table.chunks():
@@ -176,7 +176,7 @@ class MotionDataModule(DataModule):
         return None if starts is None else self._windows(BatchDataset(starts, self.batch_size))
 
     def _windows(self, starts: grain.MapDataset) -> grain.MapDataset:
-        return starts.map(_Gather(self._files, self.horizon))
+        return GatheredDataset(starts, _Gather(self._files, self.horizon))
 
     @functools.cached_property
     def _starts(self) -> dict[str, np.ndarray]:

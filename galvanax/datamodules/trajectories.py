@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 import tyro
 
-from galvanax.datamodules.arrays import BatchDataset
+from galvanax.datamodules.arrays import BatchDataset, GatheredDataset
 from galvanax.datamodules.datamodule import DataModule, Statistics
 from galvanax.datamodules.trajectory_files import PERIOD_TOLERANCE, check_alike, read_trajectories
 from galvanax.datamodules.trajectory_table import Trajectory
@@ -162,7 +162,8 @@ class TrajectoryDataModule(DataModule):
         )
 
     def _windows(self, split: Split, starts: grain.MapDataset) -> grain.MapDataset:
-        return starts.map(functools.partial(self._parts[0][split].gather, length=self.history + self.horizon))
+        gather = functools.partial(self._parts[0][split].gather, length=self.history + self.horizon)
+        return GatheredDataset(starts, gather)
 
     @functools.cached_property
     def _starts(self) -> dict[str, np.ndarray]:

@@ -111,13 +111,13 @@ class MJXEnvironment:
     def mjx_model(self) -> mjx.Model:
         """The model on the device."""
         with jax.ensure_compile_time_eval():
-            return mjx.put_model(self.mj_model)
+            return mjx.put_model(self.mj_model, jax.local_devices()[0])
 
     @functools.cached_property
     def blank_data(self) -> mjx.Data:
         """Data of the model's shapes at `qpos0`, at rest."""
         with jax.ensure_compile_time_eval():
-            return mjx.make_data(self.mj_model)
+            return mjx.make_data(self.mj_model, jax.local_devices()[0])
 
     @property
     def model_name(self) -> str:

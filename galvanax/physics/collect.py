@@ -83,7 +83,7 @@ def collect_random_rollouts(
     substeps = count_substeps(model, control_dt)
     seconds = substeps * float(model.opt.timestep)
     if isinstance(model, mujoco.MjModel):
-        model = mjx.put_model(model)
+        model = mjx.put_model(model, jax.local_devices()[0])
     memory = float(np.exp(-seconds / correlation_time)) if correlation_time else 0.0
     simulate = functools.partial(_simulate, initial_state_sampler or NarrowStart(), rollout_length, substeps, memory)
     states, actions = simulate(model, low, high, jnp.arange(num_rollouts), rng)

@@ -88,7 +88,7 @@ class MJXDynamics:
           GalvanaxError: `control_dt` is no multiple of the timestep.
         """
         self.substeps = count_substeps(model, control_dt)
-        self.model = mjx.put_model(model) if isinstance(model, mujoco.MjModel) else model
+        self.model = mjx.put_model(model, jax.local_devices()[0]) if isinstance(model, mujoco.MjModel) else model
         self._advance = implicit_step if self.model.impl == mjx.Impl.JAX else mjx.step
 
     def init_history(self, states: jax.Array, actions: jax.Array) -> MJXHistory:

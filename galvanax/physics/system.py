@@ -160,8 +160,8 @@ class MJXSystem:
             model.opt.iterations = iterations
         self.mj_model, self.control_dt, self.targets, self.gradient = model, control_dt, targets, gradient
         with jax.ensure_compile_time_eval():
-            self.model = mjx.put_model(model)
-            self._blank = mjx.make_data(model)
+            self.model = mjx.put_model(model, jax.local_devices()[0])
+            self._blank = mjx.make_data(model, jax.local_devices()[0])
         check_supported(self.model)
         self.layout = StateLayout.from_model(model)
         self.state_dim = int(model.nq + model.nv + model.na)

@@ -68,7 +68,8 @@ class GRUDynamics:
             raise ConfigError(
                 f"The system has nq={compiled.nq}, nv={compiled.nv}; {run_dir} learned nq={layout.nq}, nv={layout.nv}."
             )
-        return cls(task, model, propagation, None if compiled is None else mjx.put_model(compiled))
+        put = None if compiled is None else mjx.put_model(compiled, jax.local_devices()[0])
+        return cls(task, model, propagation, put)
 
     @property
     def dt(self) -> float:

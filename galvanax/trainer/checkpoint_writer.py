@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from galvanax.errors import CheckpointError
+from galvanax.trainer import processes
 from galvanax.trainer.checkpoints import CheckpointFolder, Entry, retained
 
 log = logging.getLogger("galvanax")
@@ -35,7 +36,8 @@ class CheckpointWriter:
 
     A snapshot that waits is dropped when newer ones have made it obsolete: it would be deleted as soon as it was
     written. So training never waits for the disk, what is on the disk in the end is the same, and the newest
-    checkpoint there is at most a few writing times old.
+    checkpoint there is at most a few writing times old. But with several processes each snapshot is written before
+    `submit` returns: which one waits would depend on each process's clock, and they can only write together.
 
     Args:
       folder: where to.
@@ -53,8 +55,10 @@ class CheckpointWriter:
         self._changed = threading.Condition()
         self._closing = False
         self._error: CheckpointError | None = None
-        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if processes.count() == 1:
+            self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+            self._thread.start()
 
     def is_among_best(self, score: float) -> bool:
         """Whether a new checkpoint with this score would be kept for it."""
@@ -64,6 +68,9 @@ class CheckpointWriter:
 
     def submit(self, snapshot: Snapshot) -> None:
         """Queues a snapshot; waits only where the ones that wait, and must all be written, fill a gigabyte."""
+        if self._thread is None:
+            self._write(snapshot)
+            return
         with self._changed:
             self._waiting.append(snapshot)
             keep = retained(self._known(), *self._rules)
@@ -85,7 +92,8 @@ class CheckpointWriter:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         self.raise_error()
 
     def raise_error(self) -> None:
@@ -131,7 +139,7 @@ class CheckpointWriter:
                 obsolete = [old for old in self._written if old not in keep]
                 for old in obsolete:
                     del self._written[old]
-            for old in obsolete:
+            for old in obsolete if processes.is_main() else ():
                 self._folder.remove(old)
         except (CheckpointError, OSError) as error:
             log.warning("%s", error)

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from galvanax.errors import CheckpointError, nearest
+from galvanax.errors import CheckpointError, ProcessError, nearest
+from galvanax.trainer import processes
 from galvanax.trainer.config import from_json
 from galvanax.trainer.state import ModelDef
 
@@ -112,21 +113,23 @@ class CheckpointFolder:
     def save(self, step: int, arrays: Named, meta: dict[str, Any]) -> None:
         """Writes a checkpoint whole, or leaves none. An older one of the same step is replaced.
 
+        Several processes call this together. Process 0 does what is not an array's.
+
         Raises:
           CheckpointError: it could not be written; names the folder and the reason.
         """
         final, partial = self.path / str(step), self.path / f".partial-{step}"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            _write_arrays(partial / ARRAYS, arrays)
+            processes.from_main("checkpoint: folder", lambda: _make_anew(partial))
+            processes.each("checkpoint: arrays", lambda: _write_arrays(partial / ARRAYS, arrays))
             described = {name: _describe(leaf) for name, leaf in arrays.items()}
-            (partial / META).write_text(json.dumps({"step": step, **meta, "arrays": described}, indent=1))
-            (partial / MANIFEST).write_text(json.dumps(_checksums(partial), indent=1))
-            self.remove(step)
-            os.replace(partial, final)
+            whole = {"step": step, **meta, "arrays": described}
+            processes.from_main("checkpoint: rest", lambda: self._complete(partial, final, whole))
+        except ProcessError:
+            raise
         except Exception as error:  # Orbax and tensorstore wrap the system's errors in several of their own
-            shutil.rmtree(partial, ignore_errors=True)
+            if processes.is_main():
+                shutil.rmtree(partial, ignore_errors=True)
             reason = _reason(error) if self.path.is_dir() else "the folder was removed"
             raise CheckpointError(f"Step {step} could not be saved to {self.path}: {reason}") from error
 
@@ -155,6 +158,12 @@ class CheckpointFolder:
                 aside = self.path / f"damaged-{later}"
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(self.path / str(later), aside)
+
+    def _complete(self, partial: Path, final: Path, meta: dict[str, Any]) -> None:
+        (partial / META).write_text(json.dumps(meta, indent=1))
+        (partial / MANIFEST).write_text(json.dumps(_checksums(partial), indent=1))
+        self.remove(meta["step"])
+        os.replace(partial, final)
 
     def _best(self) -> int:
         scored = [(entry.score, entry.step) for entry in self.entries() if entry.score is not None]
@@ -241,7 +250,7 @@ def read_arrays(folder: Path, meta: dict[str, Any], wanted: Named) -> Named:
         raise CheckpointError(f"{folder} does not fit this task: " + "; ".join(wrong[:5]) + more + ".")
     from orbax.checkpoint import v1 as ocp
 
-    context = ocp.Context()
+    context = _context([leaf.sharding for leaf in wanted.values()])
     context.pytree.loading.partial_load = True
     empty = {
         name: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) for name, leaf in wanted.items() if not leaf.size
@@ -317,6 +326,23 @@ def _write_arrays(path: Path, arrays: Named) -> None:
     # It refuses arrays with no entries, which need no saving.
     full = {name: leaf for name, leaf in arrays.items() if leaf.size}
     ocp.save(path.absolute(), {name: np.asarray(leaf) if small(leaf) else leaf for name, leaf in full.items()})
+
+
+def _context(shardings: list[Any]) -> Any:
+    """Orbax's settings: what is this process's alone, it reads without waiting for the others."""
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    if processes.count() > 1 and all(sharding.is_fully_addressable for sharding in shardings):
+        me = processes.index()
+        context.multiprocessing.primary_host, context.multiprocessing.active_processes = me, {me}
+        context.multiprocessing.barrier_sync_key_prefix = f"process{me}"
+    return context
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
 def _reason(error: Exception) -> str:

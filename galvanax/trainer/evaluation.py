@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from galvanax.errors import NonFiniteError
+from galvanax.trainer import placement
 from galvanax.trainer.batch import batch_bytes
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.feed import EvaluationFeed
@@ -35,7 +36,7 @@ class Evaluator:
         self, task: "Task", definition: ModelDef, feed: EvaluationFeed, devices: Devices, seed: int, split: str
     ):
         self._feed, self._devices, self._split = feed, devices, split
-        self._key = jax.device_put(stream_key(seed, EVALUATE), devices.replicated)
+        self._key = placement.put(stream_key(seed, EVALUATE), devices.replicated)
         self._capacity = max(1, min(STACK, feed.count or STACK, STACK_BYTES // max(1, batch_bytes(feed.spec))))
         arrays = jax.eval_shape(definition.init, self._key)
         self._arrays = arrays
@@ -82,12 +83,12 @@ class Evaluator:
 
     def per_example(self, params: Arrays, variables: Arrays) -> Any:
         """The program's outputs with the examples `(examples, ...)` in order, padding cut away."""
-        params, variables = jax.device_put((params, variables), self._placed)
+        params, variables = placement.put((params, variables), self._placed)
         waiting: list[tuple[Any, list[int]]] = []
         done: list[Any] = []
         firsts = np.arange(self._capacity, dtype=np.int32) * self._feed.rows
         for stack, rows in self._feed.stacks(self._capacity, self._devices.stacked):
-            numbers = jax.device_put((np.int32(len(rows)), firsts), self._devices.replicated)
+            numbers = placement.put((np.int32(len(rows)), firsts), self._devices.replicated)
             waiting.append((self._program((params, variables), stack, *numbers, self._key), rows))
             firsts = firsts + np.int32(self._capacity * self._feed.rows)
             # As in training, two in flight. Programs with messages between a CPU's devices, waiting in dozens, would

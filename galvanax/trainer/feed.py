@@ -3,14 +3,24 @@
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
 import numpy as np
 
 from galvanax.errors import ConfigError, DataError
+from galvanax.trainer import placement
 from galvanax.trainer.batch import Spec, batch_spec, count_rows
+
+
+@runtime_checkable
+class ReadsRows(Protocol):
+    """A dataset that several processes can share: each reads its own rows of a batch, instead of all of them."""
+
+    def only(self, part: slice) -> grain.MapDataset:
+        """The same batches in the same order, of which only these rows are read."""
+        ...
 
 
 class TrainFeed:
@@ -28,16 +38,12 @@ class TrainFeed:
     """
 
     def __init__(self, dataset: grain.MapDataset | grain.IterDataset, limit: int | None = None):
+        if isinstance(dataset, grain.MapDataset) and len(dataset) == 0:
+            raise DataError("train_dataset holds no batch.")
+        self._dataset, self.steps_per_epoch = dataset, limit
         if isinstance(dataset, grain.MapDataset):
-            if len(dataset) == 0:
-                raise DataError("train_dataset holds no batch.")
-            epoch = dataset[: min(limit or len(dataset), len(dataset))]
-            self.steps_per_epoch: int | None = len(epoch)
-            stream = epoch.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        else:
-            self.steps_per_epoch = limit
-            stream = dataset
-        self._dataset = stream
+            self.steps_per_epoch = min(limit or len(dataset), len(dataset))
+        stream = self._stream(dataset)
         first = next(iter(stream), None)
         if first is None:
             raise DataError("train_dataset holds no batch.")
@@ -48,8 +54,14 @@ class TrainFeed:
         self._ready: tuple[int, Any, Any] | None = None
 
     def place(self, capacity: int, sharding: jax.sharding.Sharding) -> None:
-        """Says how large the stacks are and where they go."""
+        """Says how large the stacks are and where they go: to several processes, each its own rows."""
         self.capacity, self._sharding = capacity, sharding
+        here = placement.rows_here(sharding, (capacity, self.batch_size))
+        self._reads_here = isinstance(self._dataset, ReadsRows) and here != slice(0, self.batch_size)
+        if self._reads_here:
+            position = self._iterator.get_state()
+            self._iterator = iter(self._stream(self._dataset.only(here)))
+            self._iterator.set_state(position)
 
     @property
     def position(self) -> Any:
@@ -80,12 +92,18 @@ class TrainFeed:
 
     def _read(self, count: int) -> tuple[int, Any, Any]:
         try:
-            stack = _stack(self._batches(count), self.spec, self.capacity, self._sharding)
+            stack = _stack(self._batches(count), self.spec, self.capacity, self._sharding, self._reads_here)
         except BaseException:
             self.position = self._taken
             raise
         # A copy: a checkpoint writes it later, when the iterator is elsewhere.
         return count, stack, copy.deepcopy(self._iterator.get_state())
+
+    def _stream(self, dataset: grain.MapDataset | grain.IterDataset) -> grain.IterDataset:
+        if not isinstance(dataset, grain.MapDataset):
+            return dataset
+        epoch = dataset[: self.steps_per_epoch]
+        return epoch.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
     def _batches(self, count: int) -> Iterator[Any]:
         for index in range(count):
@@ -157,25 +175,40 @@ def check_divisible(batch_size: int, devices: int) -> None:
         lower = batch_size // devices * devices
         raise ConfigError(
             f"A batch of {batch_size} rows cannot be split over {devices} devices. "
-            f"Nearest batch sizes: {lower or devices}, {lower + devices}."
+            f"Nearest batch sizes: {f'{lower}, ' if lower else ''}{lower + devices}."
         )
 
 
-def _stack(batches: Any, spec: Spec, capacity: int, sharding: jax.sharding.Sharding) -> Any:
+def _stack(batches: Any, spec: Spec, capacity: int, sharding: jax.sharding.Sharding, only_here: bool = False) -> Any:
+    """Stacks batches on the devices; where those are of several processes, the rows that belong on this one's.
+
+    Args:
+      batches: an iterator of them.
+      spec: of a whole batch.
+      capacity: how many a stack holds.
+      sharding: of the stack.
+      only_here: whether the batches hold no other rows.
+    """
     leaves: list[jax.ShapeDtypeStruct]
     structure: Any
     leaves, structure = jax.tree.flatten(spec)
+    here = placement.rows_here(sharding, (capacity, leaves[0].shape[0]))
+    part, count = (slice(None) if only_here else here), here.stop - here.start
     # Fresh memory each time: on CPU the device array is this memory, and it may still be read.
-    stacks = [np.empty((capacity, *leaf.shape), leaf.dtype) for leaf in leaves]
+    stacks = [np.empty((capacity, count, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
     for index, batch in enumerate(batches):
         arrays, found = jax.tree.flatten(batch)
         if found != structure:
             raise DataError(f"A batch has the structure {found}; the first one had {structure}.")
         for stack, array, leaf in zip(stacks, arrays, leaves, strict=True):
-            if array.shape != leaf.shape:
+            if array.shape != (count if only_here else leaf.shape[0], *leaf.shape[1:]):
                 raise DataError(
                     f"A batch has a leaf of shape {list(array.shape)}; the first batch had {list(leaf.shape)}. "
                     "Training batches must all have the same shape (drop_remainder=True)."
                 )
-            stack[index] = array
-    return jax.device_put(jax.tree.unflatten(structure, stacks), sharding)
+            stack[index] = array[part]
+    arrays = [
+        placement.put_rows(stack, here.start, (capacity, *leaf.shape), sharding)
+        for stack, leaf in zip(stacks, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, arrays)

@@ -16,8 +16,8 @@ import optax
 from flax import nnx
 
 from galvanax.callbacks.callback import Callback, evaluation_params
-from galvanax.errors import NonFiniteError
-from galvanax.trainer import config
+from galvanax.errors import NonFiniteError, ProcessError
+from galvanax.trainer import config, placement, processes
 from galvanax.trainer.checkpoints import CheckpointFolder, name_leaves
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.feed import TrainFeed
@@ -109,9 +109,15 @@ class Run:
     _window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     _host: dict[str, Any] = dataclasses.field(default_factory=dict)
     _begun: list[Callback] = dataclasses.field(default_factory=list)
+    _due: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._copy = _copy_program(self.callbacks)
+        self._hosted = {
+            name: callback
+            for name, callback in self.callbacks.items()
+            if processes.is_main() or not callback.main_process_only
+        }
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -132,17 +138,15 @@ class Run:
         self.stop_reason = self.stop_reason or reason
 
     def next_boundary(self) -> int:
-        """The next step at which validation or a callback is due, or the last step."""
-        wishes = [callback.next_step(self.step) for callback in self.callbacks.values()]
-        steps = [step for step in (*wishes, self.next_validation(self.step), self.num_steps) if step is not None]
-        return max(self.step + 1, min(steps))
+        """The next step at which validation or a callback is due, or the last step; on any process."""
+        return min(processes.gather("next boundary", self._next_wish()))
 
     def dispatch(self, boundary: int) -> None:
         """Sends the next steps to the devices, as many as fit in a stack and before `boundary`."""
         count = min(boundary - self.step, self.pace.steps)
         with jax.transfer_guard("disallow"):
             stack = self.feed.take(count)
-            size = jax.device_put(np.int32(count), self.devices.replicated)
+            size = placement.put(np.int32(count), self.devices.replicated)
             self.settled = False
             self.state, metrics = self.program(self.state, stack, size, self.key)
             self.settled = True
@@ -156,13 +160,29 @@ class Run:
         """Waits for the dispatches in flight and hands out their metrics."""
         if self._in_flight and self.step < self.num_steps:
             # While the devices are busy: the stop at a boundary is then no longer than it must be.
-            self.feed.prepare(min(self.next_boundary() - self.step, self.pace.steps))
+            self.feed.prepare(min(self._next_wish() - self.step, self.pace.steps))
         while self._in_flight:
             self._collect()
 
     def interrupted(self) -> bool:
-        """Whether a callback must see the state now."""
-        return any(callback.due(self) for callback in self.callbacks.values())
+        """Whether a callback must see the state now; on any process."""
+        due = [name for name, callback in self._hosted.items() if callback.due(self)]
+        # Once for each dispatch: what depends on a process's clock or signals.
+        told: list[dict[str, Any]] = processes.gather("dispatch", {"due": due, "steps": self.pace.steps})
+        self._due = frozenset(name for one in told for name in one["due"])
+        self.pace.steps = told[0]["steps"]
+        return bool(self._due)
+
+    def is_due(self, callback: Callback) -> bool:
+        """Whether a callback must see the state now, for what depends on time or signals; the same on all processes."""
+        if processes.count() == 1:
+            return callback.due(self)
+        return any(self.callbacks[name] is callback for name in self._due)
+
+    def model(self) -> nnx.Module:
+        """The model with evaluation weights, in evaluation mode, for this process alone; all processes must ask."""
+        params, variables = evaluation_params(self.state, self.callbacks), self.state.variables
+        return self.state.definition.merge(*placement.local((params, variables)))
 
     def visit(self) -> None:
         """Does what is due at this step: validation, then the callbacks. Once, also if the run is interrupted here."""
@@ -170,9 +190,11 @@ class Run:
         first, self.visited = self.visited != self.step, self.step
         if first and self.step == self.next_validation(self.step - 1):
             self._validate()
-        for callback in self.callbacks.values():
-            if callback.due(self) or (first and callback.next_step(self.step - 1) == self.step):
+        for callback in self._hosted.values():
+            if self.is_due(callback) or (first and callback.next_step(self.step - 1) == self.step):
                 callback.on_step(self)
+        self._due = frozenset()
+        self._share_stop()
         self.settled = True
         self.pace.pause()
 
@@ -184,7 +206,7 @@ class Run:
     def fail(self, error: BaseException) -> None:
         """Tells the callbacks that the run ends by an error."""
         try:
-            if self.settled:
+            if self.settled and not isinstance(error, ProcessError):
                 self.drain()
         finally:
             for callback in self._begun:
@@ -195,7 +217,7 @@ class Run:
 
     def emit(self, hook: str, *args: Any) -> None:
         """Calls a host method of every callback."""
-        for callback in self.callbacks.values():
+        for callback in self._hosted.values():
             getattr(callback, hook)(self, *args)
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -212,7 +234,7 @@ class Run:
             "validated_at": self.validated_at,
             "stop_reason": self.stop_reason,
             "seconds": time.monotonic() - self.started,
-            "host": {name: callback.host_state() for name, callback in self.callbacks.items()},
+            "host": {name: callback.host_state() for name, callback in self._hosted.items()},
             "versions": config.versions(),
         }
         return arrays, meta
@@ -231,20 +253,29 @@ class Run:
 
     def begin(self) -> None:
         """Starts the callbacks, with the host state that a checkpoint kept of them, and writes config.json."""
-        for callback in self.callbacks.values():
+        for callback in self._hosted.values():
             callback.on_fit_start(self)
             self._begun.append(callback)
-        for name, callback in self.callbacks.items():
+        for name, callback in self._hosted.items():
             if name in self._host:
                 callback.restore_host_state(self._host[name])
-        if self.run_dir is not None:
+        if self.run_dir is not None and processes.is_main():
             (self.run_dir / CONFIG).write_text(json.dumps(self.config, indent=1))
+        self._share_stop()
 
     def next_validation(self, step: int) -> int | None:
         """The first step after `step` with a validation, or None where there is no validation data."""
         if self.evaluator is None:
             return None
         return min(self.num_steps, next_multiple(step, self.trainer.val_every.in_steps(self.steps_per_epoch)))
+
+    def _next_wish(self) -> int:
+        wishes = [callback.next_step(self.step) for callback in self._hosted.values()]
+        steps = [step for step in (*wishes, self.next_validation(self.step), self.num_steps) if step is not None]
+        return max(self.step + 1, min(steps))
+
+    def _share_stop(self) -> None:
+        self.stop_reason = next((reason for reason in processes.gather("stop", self.stop_reason) if reason), None)
 
     def _validate(self) -> None:
         assert self.evaluator is not None
@@ -257,8 +288,7 @@ class Run:
     def _result(self) -> FitResult:
         folder = CheckpointFolder(self.run_dir) if self.run_dir else None
         best = folder.find("best") if folder and folder.steps() else None
-        model = self.state.model(evaluation_params(self.state, self.callbacks))
-        return FitResult(self.task, model, dict(self.metrics), self.state, best, self.stop_reason)
+        return FitResult(self.task, self.model(), dict(self.metrics), self.state, best, self.stop_reason)
 
     def _collect(self) -> None:
         self.settled = False

@@ -13,7 +13,7 @@ from flax import nnx
 
 from galvanax.callbacks.callback import Callback, name_callbacks
 from galvanax.errors import ConfigError, RunDirError, nearest
-from galvanax.trainer import config
+from galvanax.trainer import config, placement, processes
 from galvanax.trainer.batch import batch_bytes
 from galvanax.trainer.checkpoints import (
     CheckpointFolder,
@@ -82,7 +82,7 @@ class Plan:
 
 def plan_run(trainer: "Trainer", task: "Task", data: "DataModule", devices: Devices) -> Plan:
     """Sets the data up, reads one batch, traces the step. Raises as `Trainer.fit` does."""
-    data.setup()
+    processes.main_first("data", data.setup)
     task = task.setup(data)
     callbacks = name_callbacks(list(trainer.callbacks))
     feed = TrainFeed(data.train_dataset(trainer.seed), trainer.limit_train_batches)
@@ -109,10 +109,13 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
     config.check_dataclass(task)
     enable_compile_cache()
     devices = Devices.choose(trainer.devices, trainer.strategy)
-    checkpoint, meta = _find_resume(trainer, type(task).__name__, resume)
-    overwrite = trainer.overwrite or (resume == "auto" and checkpoint is None)
+    processes.check_machines(trainer.num_nodes)
+    processes.check_mesh(devices.mesh)
 
     settings = config.to_json(data)  # before setup, which may fill fields with arrays
+    processes.check_same({"resume": None if resume is None else str(resume), **_describe(trainer, task, settings)})
+    checkpoint, meta = _find_resume(trainer, type(task).__name__, resume)
+    overwrite = trainer.overwrite or (resume == "auto" and checkpoint is None)
     plan = plan_run(trainer, task, data, devices)
     task = plan.task
     evaluator = evaluator_for(trainer, task, plan.definition, data, devices, "val", trainer.limit_val_batches)
@@ -120,9 +123,11 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
     for name, callback in plan.callbacks.items():
         _check_monitor(name, getattr(callback, "monitor", None), metric_names)
     run_config = _describe(trainer, task, settings)
-    _warn_of_changes(meta.get("config", run_config), run_config)
+    processes.check_same({"task": run_config["task"], "data": _describe_data(plan), "steps": plan.num_steps})
+    if processes.is_main():
+        _warn_of_changes(meta.get("config", run_config), run_config)
     resumed = checkpoint is not None
-    _check_folder(trainer, overwrite, resumed)
+    processes.from_main("folder is free", lambda: _check_folder(trainer, overwrite, resumed))
     # The weights first, and then the folder: a warm start may find nothing to start from, or start from what it clears.
     state = plan.state if resumed else _create_state(trainer, plan, data)
     run_dir = _prepare_folder(trainer, resumed)
@@ -140,7 +145,7 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
         program=plan.program,
         evaluator=evaluator,
         state=state,
-        key=jax.device_put(stream_key(trainer.seed, TRAIN), devices.replicated),
+        key=placement.put(stream_key(trainer.seed, TRAIN), devices.replicated),
         metric_names=metric_names,
         config=run_config,
     )
@@ -281,18 +286,18 @@ def _create_state(trainer: "Trainer", plan: Plan, data: "DataModule") -> TrainSt
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
         return definition.init(jax.random.split(key)[0])
 
-    key = jax.device_put(stream_key(trainer.seed, INIT), devices.replicated)
+    key = placement.put(stream_key(trainer.seed, INIT), devices.replicated)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, plan.state)
     placed = (shardings.params, shardings.variables)
     weights = jax.jit(init, out_shardings=placed)(key)
-    model = definition.merge(*weights)
+    model = definition.merge(weights[0], placement.local(weights[1]))
     plan.task.set_statistics(model, data)
     weights = (weights[0], definition.split(model)[1])
     for name, callback in plan.callbacks.items():
         changed = callback.init_params(*weights)
         _check_weights(name, weights, changed)
         weights = changed
-    return jax.jit(plan.create, out_shardings=shardings)(*jax.device_put(weights, placed), key)
+    return jax.jit(plan.create, out_shardings=shardings)(*placement.put(weights, placed), key)
 
 
 def _check_weights(callback: str, before: tuple[Arrays, Arrays], after: tuple[Arrays, Arrays]) -> None:
@@ -318,8 +323,13 @@ def _load_state(folder: Path, meta: dict[str, Any], abstract: TrainState) -> Tra
 
 def _find_resume(trainer: "Trainer", task_type: str, resume: str | Path | None) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint to continue, if any, and its meta data."""
+    found = processes.from_main("checkpoint to continue", lambda: _search(trainer, task_type, resume))
+    return (None, {}) if found is None else (Path(found), read_meta(Path(found)))
+
+
+def _search(trainer: "Trainer", task_type: str, resume: str | Path | None) -> str | None:
     if resume is None:
-        return None, {}
+        return None
     if trainer.run_dir is None:
         raise ConfigError(f"resume={str(resume)!r} needs the Trainer's run_dir.")
     folder = CheckpointFolder(trainer.run_dir)
@@ -327,13 +337,13 @@ def _find_resume(trainer: "Trainer", task_type: str, resume: str | Path | None) 
         checkpoint = folder.newest_intact()
         if checkpoint is None:
             log.warning("no checkpoint in %s: starting at step 0", folder.path)
-            return None, {}
+            return None
         meta = read_meta(checkpoint)
     else:
         checkpoint = folder.find(resume)
         meta = verified_meta(checkpoint)
     check_task(checkpoint, meta, task_type)
-    return checkpoint, meta
+    return str(checkpoint)
 
 
 def _check_monitor(callback: str, monitor: str | None, names: list[str]) -> None:
@@ -353,12 +363,21 @@ def _prepare_folder(trainer: "Trainer", resumed: bool) -> Path | None:
     if trainer.run_dir is None:
         return None
     run_dir = Path(trainer.run_dir)
+    processes.from_main("folder", lambda: _make_folder(run_dir, resumed))
+    processes.check_shared(run_dir)
+    return run_dir
+
+
+def _make_folder(run_dir: Path, resumed: bool) -> None:
     if (run_dir / CONFIG).exists() and not resumed:
         for name in RUN_FILES:
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir
+
+
+def _describe_data(plan: Plan) -> dict[str, Any]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in name_leaves(plan.feed.spec).items()}
 
 
 def _warn_of_changes(saved: dict[str, Any], run_config: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The Trainer: WHEN things happen. Read `fit` first; the rest of this file are its parts, from top to bottom."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from flax import nnx
 
 from galvanax.callbacks.callback import Callback
 from galvanax.errors import ConfigError
+from galvanax.trainer import processes
 from galvanax.trainer.compile_cache import enable_compile_cache
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.run import FitResult
@@ -43,6 +45,7 @@ class Trainer:
       fast_dev_run: one training and one evaluation batch, no files: does everything run?
       precision: what layers compute in; parameters and everything outside layers stay float32.
       devices: "auto" for all, how many, or their ids; each batch is split over them.
+      num_nodes: refuse to train on another number of machines; None takes as many as the run was started on.
       strategy: how parameters and optimizer state are split: `DataParallel()`, `FSDP()`, `Partitioned(...)`.
       steps_per_dispatch: steps that go to the device at once; None chooses. It has no effect on the numbers.
     """
@@ -63,6 +66,7 @@ class Trainer:
     fast_dev_run: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     devices: Literal["auto"] | int | tuple[int, ...] = "auto"
+    num_nodes: int | None = None
     strategy: Strategy = DataParallel()  # noqa: RUF009
     steps_per_dispatch: int | None = None
 
@@ -78,9 +82,14 @@ class Trainer:
         Raises:
           ConfigError, DataError, RunDirError, CheckpointError: before anything is compiled.
           NonFiniteError: the loss became NaN or infinite.
+          ProcessError: another process of this run was lost, or had an error.
         """
         if self.fast_dev_run:
             return self._one_batch().fit(task, data)
+        with processes.together():
+            return self._fit(task, data, resume)
+
+    def _fit(self, task: "Task", data: "DataModule", resume: str | Path | None) -> FitResult:
         run = start_run(self, task, data, resume)
         try:
             run.begin()
@@ -131,6 +140,20 @@ class Trainer:
     ) -> Any:
         enable_compile_cache()
         devices = Devices.choose(self.devices, self.strategy)
+        # What one process measures on its own devices is no business of the others.
+        with contextlib.nullcontext() if processes.is_local(devices.mesh) else processes.together():
+            return self._measure(devices, split, limit, task, data, checkpoint, model)
+
+    def _measure(
+        self,
+        devices: Devices,
+        split: str,
+        limit: int | None,
+        task: "Task",
+        data: "DataModule",
+        checkpoint: str | Path,
+        model: nnx.Module | None,
+    ) -> Any:
         data.setup()
         task = task.setup(data)
         definition, params, variables = weights_for(self, task, checkpoint, model)

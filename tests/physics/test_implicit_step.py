@@ -162,13 +162,22 @@ def test_gradients_are_forward_modes_and_central_differences(leg_jacobians, leg_
     assert_close(found, expected, 1e-6)
 
 
-@pytest.mark.parametrize(("iterations", "option"), [(4, ""), (200, 'solver="CG" jacobian="sparse"')])
+@pytest.mark.parametrize(
+    ("iterations", "option"),
+    [(4, ""), pytest.param(200, 'solver="CG" jacobian="sparse"', marks=pytest.mark.slow)],
+)
 def test_any_way_to_the_solution_has_its_gradient(leg_by_forward_mode, iterations, option):
     found, _ = reverse(simulate(leg(iterations, option), steps=2))(inputs_of(LEG_STATE))
     assert_close(found, leg_by_forward_mode, 1e-8)
 
 
-@pytest.mark.parametrize(("xml", "state"), [(BALL, BALL_STATE), (BEAD, BEAD_STATE)], ids=["implicitfast", "RK4"])
+@pytest.mark.parametrize(
+    ("xml", "state"),
+    [
+        pytest.param(BALL, BALL_STATE, id="implicitfast"),
+        pytest.param(BEAD, BEAD_STATE, id="RK4", marks=pytest.mark.slow),  # four contact solves a step to compile
+    ],
+)
 def test_other_cones_and_integrators(xml, state):
     model = model_of(xml)
     jacobians = reverse(simulate(model))

@@ -34,6 +34,7 @@ TASKS = {
 }
 PARTITIONED = gx.Partitioned({"data": 4, "model": 2}, [("policy/*/kernel", (None, "model"))])
 SETUPS = {f"{count} devices": (count, gx.DataParallel()) for count in (1, 2, 4, 8)}
+BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone
 SPLIT = {"fsdp": (8, gx.FSDP(min_size=32)), "partitioned": (8, PARTITIONED)}
 
 
@@ -84,30 +85,46 @@ def said(task, data, **settings) -> str:
     return str(caught.value)
 
 
-def main(folder: Path) -> None:
-    """The child: runs everything, writes what it saw."""
+def main(folder: Path, slow: bool) -> None:
+    """The child: runs everything that is of this run, writes what it saw."""
     assert jax.device_count() == 8
     found: dict = {
-        name: {setup: train(name, *where, look=setup == "8 devices") for setup, where in SETUPS.items()}
+        name: {
+            setup: train(name, *where, look=setup == "8 devices")
+            for setup, where in SETUPS.items()
+            if slow is (setup in BETWEEN) or setup == "1 devices"
+        }
         for name in TASKS
     }
-    found["memory"] |= {setup: train("memory", *where) for setup, where in SPLIT.items()}
-    found["memory"]["moved"] = travel(folder / "run")
-    broken = data_of(Point(nan_reward=0.8))
-    found["broken"] = [said(small(), broken, devices=count) for count in (1, 8)]
-    found["indivisible"] = said(small(), data_of(num_envs=100), devices=8)
-    found["few"] = said(small(num_minibatches=4), data_of(num_envs=16), devices=8)
+    if not slow:
+        found["memory"] |= {setup: train("memory", *where) for setup, where in SPLIT.items()}
+        found["memory"]["moved"] = travel(folder / "run")
+        broken = data_of(Point(nan_reward=0.8))
+        found["broken"] = [said(small(), broken, devices=count) for count in (1, 8)]
+        found["indivisible"] = said(small(), data_of(num_envs=100), devices=8)
+        found["few"] = said(small(num_minibatches=4), data_of(num_envs=16), devices=8)
     (folder / "found.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What the child saw."""
+    return run_child(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def found_slow(tmp_path_factory):
+    """What the slow run's child saw."""
+    return run_child(tmp_path_factory, "slow")
+
+
+def run_child(tmp_path_factory, *arguments: str) -> dict:
+    """Starts this file on eight devices."""
     folder = tmp_path_factory.mktemp("ppo_devices")
     path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
-        [sys.executable, __file__, str(folder)],
+        [sys.executable, __file__, str(folder), *arguments],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
         capture_output=True, text=True, check=False, timeout=1500,
     )  # fmt: skip
@@ -118,8 +135,13 @@ def found(tmp_path_factory):
 PAIRS = [(name, setup) for name in TASKS for setup in SETUPS if setup != "1 devices"]
 
 
-@pytest.mark.parametrize(("name", "setup"), [*PAIRS, *(("memory", setup) for setup in (*SPLIT, "moved"))])
-def test_the_numbers_are_those_of_one_device(found, name, setup):
+PAIRS += [("memory", setup) for setup in (*SPLIT, "moved")]
+MARKED = [pytest.param(*pair, marks=pytest.mark.slow) if pair[1] in BETWEEN else pair for pair in PAIRS]
+
+
+@pytest.mark.parametrize(("name", "setup"), MARKED)
+def test_the_numbers_are_those_of_one_device(request, name, setup):
+    found = request.getfixturevalue("found_slow" if setup in BETWEEN else "found")
     one, other = found[name]["1 devices"]["steps"], found[name][setup]["steps"]
     assert len(other) == STEPS[name]
     worst: dict[str, float] = {}
@@ -135,9 +157,8 @@ def test_the_numbers_are_those_of_one_device(found, name, setup):
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("setup", ["2 devices", "8 devices"])
-def test_so_are_the_evaluations(found, name, setup):
-    one, other = found[name]["1 devices"]["end"], found[name][setup]["end"]
+def test_so_are_the_evaluations(found, name):
+    one, other = found[name]["1 devices"]["end"], found[name]["8 devices"]["end"]
     for metric in ("val/episode_return", "val/episode_length"):
         assert other[metric] == pytest.approx(one[metric], rel=TOLERANCE[name])
 
@@ -204,4 +225,4 @@ def test_other_numbers_of_devices_deal_within_themselves(shards):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "slow" in sys.argv)

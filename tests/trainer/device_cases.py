@@ -71,8 +71,9 @@ def transitions(batch_size: int = 32) -> gx.DynamicsDataModule:
 
 def logs(folder: Path) -> gx.TrajectoryDataModule:
     """Of the same pendulum, for the recurrent model."""
+    new = not folder.exists()
     folder.mkdir(exist_ok=True)
-    for index in range(10):
+    for index in range(10 if new else 0):
         rng = np.random.default_rng(index)
         state, rows, torque = rng.normal(size=2), [], rng.uniform(-1, 1, (40, 1))
         for (u,) in torque:
@@ -87,8 +88,8 @@ def logs(folder: Path) -> gx.TrajectoryDataModule:
 
 def motions(folder: Path) -> gx.MotionDataModule:
     """Of the package's own pendulum, for flow matching."""
+    path, system = folder / "motions.npz", PendulumSystem(control_dt=DT)
     folder.mkdir(exist_ok=True)
-    system = PendulumSystem(control_dt=DT)
 
     @jax.jit
     @jax.vmap
@@ -96,9 +97,9 @@ def motions(folder: Path) -> gx.MotionDataModule:
         actions = jax.random.uniform(key, (20, 1), minval=-1)
         return jax.lax.scan(lambda state, action: (system.step(state, action), state), jnp.zeros(2), actions)[1]
 
-    states = np.asarray(swing(jax.random.split(jax.random.key(0), 16)))
-    np.savez(folder / "motions.npz", states=states, dt=DT)
-    return gx.MotionDataModule(str(folder / "motions.npz"), horizon=6, batch_size=16)
+    if not path.exists():
+        np.savez(path, states=np.asarray(swing(jax.random.split(jax.random.key(0), 16))), dt=DT)
+    return gx.MotionDataModule(str(path), horizon=6, batch_size=16)
 
 
 class SolvedPendulum(PendulumSystem):
@@ -111,7 +112,7 @@ class SolvedPendulum(PendulumSystem):
 
 
 def cases(folder: Path) -> dict[str, tuple[gx.Task, gx.DataModule]]:
-    """`{name: (task, data)}`; what the data modules read is written to the folder."""
+    """`{name: (task, data)}`; what the data modules read is written to the folder, once."""
     from galvanax.tasks.dynaflow import DynaFlowTask
 
     @dataclasses.dataclass(frozen=True)

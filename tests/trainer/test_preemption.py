@@ -209,7 +209,12 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, -signal.SIGINT)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
+        (signal.SIGINT, -signal.SIGINT),
+    ],
 )
 def test_the_process_ends_and_a_second_one_finishes(reference, tmp_path, number, status):
     folder = tmp_path / "run"

@@ -37,6 +37,7 @@ TWO_BY_FOUR = {
     ),
     "gru": gx.Partitioned({"data": 2, "model": 4}, [("*/head/layers/0/kernel", (None, None, "model"))]),
 }
+BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone, but for the first case
 CASES = ("acceleration", "noisy", "deep", "gru", "dynaflow", "dynaflow_loop")
 
 
@@ -173,8 +174,13 @@ def refusals() -> dict[str, str]:
     return said
 
 
-def main(folder: Path) -> None:
-    """The child: runs everything, writes what it saw."""
+def is_slow(case: str, setup: str) -> bool:
+    """Whether it is of the slow run."""
+    return setup in BETWEEN and case != CASES[0]
+
+
+def main(folder: Path, slow: bool) -> None:
+    """The child: runs everything that is of this run, writes what it saw."""
     assert jax.device_count() == 8
     found: dict = {}
     known = cases(folder)
@@ -183,20 +189,33 @@ def main(folder: Path) -> None:
         found[case] = {
             name: train(task, data, *setup, look=name in ("8 devices", "fsdp", "partitioned"))
             for name, setup in setups(case).items()
+            if slow is is_slow(case, name) or name == "1 devices"
         }
-    found["deep"]["moved"] = travel(folder / "run", *known["deep"])
-    found["loops"], found["said"] = local_loops(), refusals()
+    if not slow:
+        found["deep"]["moved"] = travel(folder / "run", *known["deep"])
+        found["loops"], found["said"] = local_loops(), refusals()
     (folder / "found.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What the child saw."""
+    return run_child(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def found_slow(tmp_path_factory):
+    """What the slow run's child saw."""
+    return run_child(tmp_path_factory, "slow")
+
+
+def run_child(tmp_path_factory, *arguments: str) -> dict:
+    """Starts this file on eight devices."""
     folder = tmp_path_factory.mktemp("strategies")
     path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
-        [sys.executable, __file__, str(folder)],
+        [sys.executable, __file__, str(folder), *arguments],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
         capture_output=True, text=True, check=False, timeout=1500,
     )  # fmt: skip
@@ -209,10 +228,12 @@ def said_in(run) -> list[Collective]:
 
 
 PAIRS = [(case, name) for case in CASES for name in setups(case) if name != "1 devices"] + [("deep", "moved")]
+SLOW = [pytest.param(*pair, marks=pytest.mark.slow) if is_slow(*pair) else pair for pair in PAIRS]
 
 
-@pytest.mark.parametrize(("case", "setup"), PAIRS)
-def test_the_losses_are_those_of_one_device(found, case, setup):
+@pytest.mark.parametrize(("case", "setup"), SLOW)
+def test_the_losses_are_those_of_one_device(request, case, setup):
+    found = request.getfixturevalue("found_slow" if is_slow(case, setup) else "found")
     one, other = found[case]["1 devices"]["steps"], found[case][setup]["steps"]
     assert len(other) == STEPS
     worst = 0.0
@@ -357,4 +378,4 @@ def test_rules_and_sizes_on_paper():
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "slow" in sys.argv)
