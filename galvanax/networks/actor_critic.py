@@ -113,7 +113,7 @@ class ActorCritic(nnx.Module):
             features = self.normalizer(features)
         if self.memory is not None:
             memory, features = self.memory(memory, features)
-        outputs = self.policy(features)
+        outputs = _by_rows(self.policy, features)
         if self.log_std is None:
             loc, scale = jnp.split(outputs, 2, axis=-1)
             return ActionDistribution(loc, jax.nn.softplus(scale) + _MIN_STD, squashed=True), memory
@@ -126,7 +126,7 @@ class ActorCritic(nnx.Module):
         normalizer = self.value_normalizer if self.privileged else self.normalizer
         if normalizer is not None:
             features = normalizer(features)
-        return self.value_function(features)[..., 0]
+        return _by_rows(self.value_function, features)[..., 0]
 
     def initial_memory(self, *batch: int) -> jax.Array:
         """The memory at the start of an episode, `(*batch, memory_size)`."""
@@ -194,6 +194,12 @@ class ActionDistribution:
     def tree_unflatten(cls, squashed: bool, leaves: tuple[jax.Array, jax.Array]) -> "ActionDistribution":
         """For JAX."""
         return cls(*leaves, squashed)
+
+
+def _by_rows(network: MLP, features: jax.Array) -> jax.Array:
+    # One matrix of all steps and environments: XLA's CPU backend multiplies that a sixth faster than a stack of them.
+    rows = features.reshape(-1, features.shape[-1]) if features.ndim > 2 else features
+    return network(rows).reshape(*features.shape[:-1], -1)
 
 
 def policy_observation(obs: Any) -> jax.Array:

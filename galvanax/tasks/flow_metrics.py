@@ -11,6 +11,7 @@ from galvanax.physics.system import System, action_limits_of, state_difference
 
 _RESTARTS = 10  # of k-means, of which the tightest is taken
 _TRIES = 12  # of the action's search
+_FOUND = 1e-7  # an error below which a search need not go on
 _MOST_DEMONSTRATIONS = 1000
 
 
@@ -72,12 +73,14 @@ def statewise_admissibility_error(
     """
     low, high = (jnp.asarray(limit, jnp.float32) for limit in action_limits_of(system))
 
-    def search(before: jax.Array, after: jax.Array, first: jax.Array) -> jax.Array:
+    def search(before: jax.Array, after: jax.Array, first: jax.Array, known: jax.Array) -> jax.Array:
+        """The smallest error found from a first action, or the one known already."""
+
         def residual(action: jax.Array) -> jax.Array:
             return state_difference(system, system.step(before, action), after)
 
-        def attempt(_: int, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-            action, error, damping = carry
+        def attempt(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            attempts, action, error, damping = carry
             slope = jax.jacfwd(residual)(action)
             gram = slope.T @ slope
             scale = damping * (jnp.diag(gram) + 1e-8 * jnp.trace(gram) + 1e-12)
@@ -86,18 +89,25 @@ def statewise_admissibility_error(
             found = jnp.linalg.norm(residual(new))
             better = found < error
             damping = jnp.where(better, damping / 5, damping * 5)
-            return jnp.where(better, new, action), jnp.where(better, found, error), damping
+            return attempts + 1, jnp.where(better, new, action), jnp.where(better, found, error), damping
+
+        def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
+            return (carry[0] < tries) & (carry[2] > _FOUND)
 
         start = jnp.clip(first, low, high)
-        found = jax.lax.fori_loop(0, tries, attempt, (start, jnp.linalg.norm(residual(start)), jnp.float32(1e-3)))
-        return found[1]
-
-    def of_one(states: jax.Array, actions: jax.Array) -> jax.Array:
-        return jnp.mean(jax.vmap(search)(states[:-1], states[1:], actions))
+        begin: tuple[jax.Array, ...] = (
+            jnp.where(known > _FOUND, 0, tries),
+            start,
+            jnp.linalg.norm(residual(start)),
+            jnp.float32(1e-3),
+        )
+        return jnp.minimum(known, jax.lax.while_loop(unfinished, attempt, begin)[2])
 
     zeros = jnp.zeros((states.shape[0], states.shape[1] - 1, system.action_dim))
-    errors = [jax.vmap(of_one)(states, first) for first in ([zeros] if actions is None else [zeros, actions])]
-    return jnp.min(jnp.stack(errors), axis=0)
+    errors = jnp.full(zeros.shape[:2], jnp.inf)
+    for first in [zeros] if actions is None else [actions, zeros]:
+        errors = jax.vmap(jax.vmap(search))(states[:, :-1], states[:, 1:], first, errors)
+    return jnp.mean(errors, axis=1)
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -141,8 +141,8 @@ class _Judge:
 
 
 def in_batches(function: Callable[..., Any], size: int, *arrays: np.ndarray) -> Any:
-    """Applies a function of rows to `size` rows at a time, so that it is compiled once; a pytree of all results."""
-    results = []
+    """Applies a function of rows to at most `size` rows at a time, always as many: it is compiled once."""
+    results, size = [], min(size, len(arrays[0]))
     for start in range(0, len(arrays[0]), size):
         rows = np.minimum(np.arange(start, start + size), len(arrays[0]) - 1)
         results.append(jax.device_get(function(*(array[rows] for array in arrays))))

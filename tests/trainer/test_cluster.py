@@ -1,9 +1,12 @@
 """Which processes there are, from literal environments of each launcher."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 import galvanax as gx
-from galvanax.trainer.cluster import Cluster, find_cluster, visible_gpus
+from galvanax.trainer.cluster import OWN, Cluster, find_cluster, visible_gpus
 
 SLURM = {
     "SLURM_JOB_ID": "4242",
@@ -133,3 +136,22 @@ def test_visible_gpus():
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, 8) == []
     assert visible_gpus({"JAX_PLATFORMS": "cpu"}, 8) == []
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "0"}, 0) == []
+
+
+def test_the_kubernetes_job_of_the_docs():
+    yaml = pytest.importorskip("yaml")
+    text = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    service, job = yaml.safe_load_all(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    pods = job["spec"]["template"]["spec"]
+    environ = {entry["name"]: entry["value"] for entry in pods["containers"][0]["env"]}
+    last = job["spec"]["completions"] - 1
+    found = find_cluster(environ | {"JOB_COMPLETION_INDEX": str(last)})
+    host = f"{job['metadata']['name']}-0.{service['metadata']['name']}"  # as Kubernetes calls pods of an indexed Job
+    assert found == Cluster(f"{host}:61000", last + 1, last, OWN[0])
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert pods["subdomain"] == service["metadata"]["name"]
+    assert {mount["name"] for mount in pods["containers"][0]["volumeMounts"]} == {
+        one["name"] for one in pods["volumes"]
+    }
+    assert environ["XDG_CACHE_HOME"].startswith("/shared/")
