@@ -165,7 +165,7 @@ class Links:
 
     def _end(self, index: int, entry: Entry, error: str) -> None:
         """One of them ended the common work by an error."""
-        self._note_end(entry, f"{self._name(index)} stopped: {error}")
+        self._note_end(entry, f"{self.name(index)} stopped: {error}")
 
     def _note_end(self, entry: Entry, text: str) -> None:
         with self._changed:
@@ -182,7 +182,7 @@ class Links:
         with self._changed:
             if self._all_done or self._lost is not None:
                 return
-            self._lost = text or f"{self._name(index)} was lost: its connection broke. {RESUME}"
+            self._lost = text or f"{self.name(index)} was lost: its connection broke. {RESUME}"
             self._bad_since = time.monotonic()
             self._changed.notify_all()
         if index == 0:  # jax is about to end this process, too, by a signal
@@ -194,7 +194,8 @@ class Links:
         # What ended by an error that all of them had is over when the next common work begins.
         return self._lost or (self._ended[1] if self._ended and self._ended[0] >= self._entry else None)
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
+        """Which process that is, for messages."""
         host, pid = self._roster[index]
         return f"process {index} of {self.count} ({host}, pid {pid})"
 

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from galvanax import errors
 from galvanax.errors import CheckpointError, ConfigError, GalvanaxError, Preempted, ProcessError
 from galvanax.trainer.cluster import OWN, Cluster, find_cluster, split_address, visible_gpus
-from galvanax.trainer.links import Links, meet
+from galvanax.trainer.links import GRACE, Links, meet
 
 T = TypeVar("T")
 
@@ -122,7 +122,7 @@ def each(label: str, function: Callable[[], T]) -> T:
     if _links is None:
         return function()
     result, error = _outcome(function)
-    _raise_first([error, *gather(label, _told(error))])
+    _raise_first(error, gather(label, _told(error)))
     return result  # type: ignore[return-value]
 
 
@@ -132,15 +132,15 @@ def from_main(label: str, function: Callable[[], T]) -> T:
         return function()
     result, error = _outcome(function) if is_main() else (None, None)
     gathered: list[Any] = gather(label, (_told(error), result))
-    _raise_first([error, *(told for told, _ in gathered)])
+    _raise_first(error, [told for told, _ in gathered])
     return gathered[0][1]
 
 
 def main_first(label: str, function: Callable[[], T]) -> T:
-    """Calls a function in process 0, then in the others: the files that it makes, they find."""
-    result = function() if is_main() else None
-    barrier(label)
-    return result if is_main() else function()  # type: ignore[return-value]
+    """Calls a function in process 0, then in the others: the files that it makes, they find. An error is everyone's."""
+    made: list[T] = []
+    from_main(label, lambda: made.append(function()))
+    return each(f"{label}, the others", lambda: made[0] if is_main() else function())
 
 
 def barrier(label: str) -> None:
@@ -328,16 +328,18 @@ def _told(error: Exception | None) -> list[str] | None:
     return None if error is None else [type(error).__name__, str(error)]
 
 
-def _raise_first(outcomes: list[Any]) -> None:
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
+def _raise_first(mine: Exception | None, told: list[Any]) -> None:
+    """Raises this process's own error, or else the first of the others': their type, where it is one of ours."""
+    if mine is not None:
+        raise mine
+    for place, outcome in enumerate(told):
         if outcome is not None:
+            assert _links is not None
             name, text = outcome
             kind = getattr(errors, name, None)
             if isinstance(kind, type) and issubclass(kind, GalvanaxError):
                 raise kind(text)
-            raise ProcessError(f"Another process had an error: {name}: {text}")
+            raise ProcessError(f"{_links.name(place)} stopped: {name}: {text}")
 
 
 def _first_difference(path: str, values: list[Any]) -> tuple[str, list[str]]:
@@ -371,7 +373,7 @@ def _leave(status: int, error: str) -> None:
     _links.enter()
     if _links.trouble() is None:
         _links.announce(error)
-    _links.let_go(5.0)
+    _links.let_go(GRACE + 2.0)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not by sys.exit: jax would wait for the others first, and then end by a signal.

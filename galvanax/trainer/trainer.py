@@ -154,7 +154,10 @@ class Trainer:
         checkpoint: str | Path,
         model: nnx.Module | None,
     ) -> Any:
-        data.setup()
+        if processes.is_local(devices.mesh):
+            data.setup()
+        else:
+            processes.main_first("data", data.setup)
         task = task.setup(data)
         definition, params, variables = weights_for(self, task, checkpoint, model)
         evaluator = evaluator_for(self, task, definition, data, devices, split, limit)

@@ -41,7 +41,7 @@ class Group:
     statuses: dict[int, int] = dataclasses.field(default_factory=dict)
     ended: dict[int, float] = dataclasses.field(default_factory=dict)
 
-    def wait(self, seconds: float = 150.0) -> list[int]:
+    def wait(self, seconds: float = 400.0) -> list[int]:
         """How each ended; kills and fails where they haven't in so many seconds."""
         deadline = time.monotonic() + seconds
         while len(self.statuses) < len(self.pids):
@@ -51,7 +51,7 @@ class Group:
             self.nursery.listen(self)
         return [self.statuses[index] for index in range(len(self.pids))]
 
-    def wait_for(self, text: str, seconds: float = 150.0) -> None:
+    def wait_for(self, text: str, seconds: float = 400.0) -> None:
         """Returns once each has printed this; fails where one ends before."""
         deadline = time.monotonic() + seconds
         while not all(text in log.read_text(errors="replace") for log in self.logs):
@@ -103,7 +103,7 @@ class Nursery:
             self._process.kill()
             self._process.wait()
 
-    def start(self, count: int, scenario: str, devices: int = 1, timeout: float = 60, **arguments: Any) -> Group:
+    def start(self, count: int, scenario: str, devices: int = 1, timeout: float = 200, **arguments: Any) -> Group:
         """Starts so many processes that call a scenario together.
 
         Args:
@@ -347,6 +347,19 @@ def refused(folder: str) -> None:
 
     import galvanax as gx
 
+    @dataclasses.dataclass
+    class Broken(gx.ArrayDataModule):
+        """Can't be set up in one process."""
+
+        process: int = 0
+        error: type = gx.DataError
+
+        def setup(self):
+            if gx.distributed.index() == self.process:
+                time.sleep(0.3)
+                raise self.error("no such file")
+            super().setup()
+
     class Raises(gx.Callback):
         def on_train_metrics(self, run, steps, metrics):
             if gx.distributed.index() == 1:
@@ -360,6 +373,10 @@ def refused(folder: str) -> None:
         "devices": error_of(lambda: gx.Trainer(max_steps=1, devices=2).fit(task, data)),
         "machines": error_of(lambda: gx.Trainer(max_steps=1, num_nodes=2).fit(task, data)),
         "settings": error_of(lambda: trainer(Path(folder) / "refused").fit(other, data)),
+        "setup": error_of(lambda: gx.Trainer(max_steps=1).fit(line, Broken(lines.train, batch_size=4))),
+        "one": error_of(
+            lambda: gx.Trainer(max_steps=1).fit(line, Broken(lines.train, batch_size=4, process=2, error=ValueError))
+        ),
         "taken": error_of(lambda: trainer(Path(folder) / "sharded").fit(task, data)),
         "mine": error_of(lambda: gx.Trainer(max_steps=10**5, callbacks=[Raises()]).fit(line, lines)),
         "none": error_of(lambda: gx.Trainer(max_steps=2).fit(line, lines)),

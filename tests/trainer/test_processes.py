@@ -153,6 +153,7 @@ def test_a_lost_process_ends_the_others(lives):
         ("devices", "ConfigError", r"leave processes 2, 3 without any"),
         ("machines", "ConfigError", r"num_nodes=2, but the run is on 1 machine \(4 processes\): \w"),
         ("settings", "ConfigError", r"task.noise is 0.01 in processes 0, 1, 2 and 0.5 in process 3"),
+        ("setup", "DataError", r"^no such file"),
         ("taken", "RunDirError", r"sharded holds another run"),
     ],
 )
@@ -172,6 +173,9 @@ def test_an_error_of_one_is_named_by_the_others(lives):
         else:
             assert found["mine"][0] == "ProcessError"
             assert re.search(r"process 1 of 4 .* stopped: ValueError: mine", found["mine"][1])
+        own = index == 2
+        assert found["one"][0] == ("ValueError" if own else "ProcessError")
+        assert re.search("no such file" if own else r"process 2 of 4 .* stopped: ValueError: no such", found["one"][1])
         assert found["none"] is None  # and the next run is not disturbed
 
 
