@@ -114,7 +114,7 @@ def gather(label: str, value: T) -> list[T]:
 
 
 def each(label: str, function: Callable[[], T]) -> T:
-    """Calls a function in every process; an error in one is an error in all.
+    """Calls a function in every process; an error in one is an error in all. It must not come here again itself.
 
     Raises:
       GalvanaxError: the error of the first process that has one, where this process has none of its own.

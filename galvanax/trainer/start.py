@@ -116,7 +116,7 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
     processes.check_same({"resume": None if resume is None else str(resume), **_describe(trainer, task, settings)})
     checkpoint, meta = _find_resume(trainer, type(task).__name__, resume)
     overwrite = trainer.overwrite or (resume == "auto" and checkpoint is None)
-    plan = processes.each("plan", lambda: plan_run(trainer, task, data, devices))
+    plan = plan_run(trainer, task, data, devices)
     task = plan.task
     evaluator = evaluator_for(trainer, task, plan.definition, data, devices, "val", trainer.limit_val_batches)
     metric_names = plan.metric_names + (evaluator.metric_names if evaluator else [])
