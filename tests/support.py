@@ -1,6 +1,11 @@
 """The small task and data that many tests train."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -125,3 +130,16 @@ class Recorder(gx.Callback):
 
     def on_validation_end(self, run, metrics):
         self.validations[run.step] = metrics
+
+
+def run_on_devices(script: str, folder: Path, *arguments: str) -> dict:
+    """Runs a script in a process with eight CPU devices; what it wrote to `folder/found.json`, and its output."""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, script, str(folder), *arguments],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
+        capture_output=True, text=True, check=False, timeout=1500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "found.json").read_text()) | {"output": done.stdout + done.stderr}

@@ -141,30 +141,16 @@ class Trainer:
         enable_compile_cache()
         devices = Devices.choose(self.devices, self.strategy)
         # What one process measures on its own devices is no business of the others.
-        with contextlib.nullcontext() if processes.is_local(devices.mesh) else processes.together():
-            return self._measure(devices, split, limit, task, data, checkpoint, model)
-
-    def _measure(
-        self,
-        devices: Devices,
-        split: str,
-        limit: int | None,
-        task: "Task",
-        data: "DataModule",
-        checkpoint: str | Path,
-        model: nnx.Module | None,
-    ) -> Any:
-        if processes.is_local(devices.mesh):
-            data.setup()
-        else:
-            processes.main_first("data", data.setup)
-        task = task.setup(data)
-        definition, params, variables = weights_for(self, task, checkpoint, model)
-        evaluator = evaluator_for(self, task, definition, data, devices, split, limit)
-        if evaluator is None:
-            raise ConfigError(f"{type(data).__name__} has no {split}_dataset.")
-        run = evaluator.per_example if split == "predict" else evaluator.evaluate
-        return run(params, variables)
+        alone = processes.is_local(devices.mesh)
+        with contextlib.nullcontext() if alone else processes.together():
+            data.setup() if alone else processes.main_first("data", data.setup)
+            task = task.setup(data)
+            definition, params, variables = weights_for(self, task, checkpoint, model)
+            evaluator = evaluator_for(self, task, definition, data, devices, split, limit)
+            if evaluator is None:
+                raise ConfigError(f"{type(data).__name__} has no {split}_dataset.")
+            run = evaluator.per_example if split == "predict" else evaluator.evaluate
+            return run(params, variables)
 
     def _one_batch(self) -> "Trainer":
         return dataclasses.replace(

@@ -4,8 +4,6 @@ The devices are CPU threads of one process, which this file starts.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from support import run_on_devices  # noqa: E402
 from test_ppo import Point, Sides, data_of, small  # noqa: E402
 
 import galvanax as gx  # noqa: E402
@@ -109,27 +108,13 @@ def main(folder: Path, slow: bool) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What the child saw."""
-    return run_child(tmp_path_factory)
+    return run_on_devices(__file__, tmp_path_factory.mktemp("ppo_devices"))
 
 
 @pytest.fixture(scope="module")
 def found_slow(tmp_path_factory):
     """What the slow run's child saw."""
-    return run_child(tmp_path_factory, "slow")
-
-
-def run_child(tmp_path_factory, *arguments: str) -> dict:
-    """Starts this file on eight devices."""
-    folder = tmp_path_factory.mktemp("ppo_devices")
-    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    flags = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder), *arguments],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
-        capture_output=True, text=True, check=False, timeout=1500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((folder / "found.json").read_text())
+    return run_on_devices(__file__, tmp_path_factory.mktemp("ppo_devices_slow"), "slow")
 
 
 PAIRS = [(name, setup) for name in TASKS for setup in SETUPS if setup != "1 devices"]

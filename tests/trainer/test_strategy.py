@@ -5,8 +5,6 @@ The devices are CPU threads (`--xla_force_host_platform_device_count`) of one pr
 
 import json
 import math
-import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from device_cases import cases  # noqa: E402
 from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
-from support import NetTask, net_data  # noqa: E402
+from support import NetTask, net_data, run_on_devices  # noqa: E402
 
 import galvanax as gx  # noqa: E402
 from galvanax.trainer.compiled_text import Collective, collectives  # noqa: E402
@@ -200,27 +198,13 @@ def main(folder: Path, slow: bool) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What the child saw."""
-    return run_child(tmp_path_factory)
+    return run_on_devices(__file__, tmp_path_factory.mktemp("strategies"))
 
 
 @pytest.fixture(scope="module")
 def found_slow(tmp_path_factory):
     """What the slow run's child saw."""
-    return run_child(tmp_path_factory, "slow")
-
-
-def run_child(tmp_path_factory, *arguments: str) -> dict:
-    """Starts this file on eight devices."""
-    folder = tmp_path_factory.mktemp("strategies")
-    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    flags = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder), *arguments],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
-        capture_output=True, text=True, check=False, timeout=1500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((folder / "found.json").read_text()) | {"output": done.stdout + done.stderr}
+    return run_on_devices(__file__, tmp_path_factory.mktemp("strategies_slow"), "slow")
 
 
 def said_in(run) -> list[Collective]:
