@@ -1,6 +1,8 @@
 """How good sampled trajectories are: nearness to demonstrations, modes, and whether physics admits them."""
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,38 +78,51 @@ def statewise_admissibility_error(
     def search(before: jax.Array, after: jax.Array, first: jax.Array, known: jax.Array) -> jax.Array:
         """The smallest error found from a first action, or the one known already."""
 
-        def residual(action: jax.Array) -> jax.Array:
-            return state_difference(system, system.step(before, action), after)
+        def residual(action: jax.Array) -> tuple[jax.Array, jax.Array]:
+            missed = state_difference(system, system.step(before, action), after)
+            return missed, missed
 
-        def attempt(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            attempts, action, error, damping = carry
-            slope = jax.jacfwd(residual)(action)
+        def attempt(now: _Search) -> _Search:
+            slope, missed = jax.jacfwd(residual, has_aux=True)(now.candidate)
+            error = jnp.linalg.norm(missed)
+            better = error < now.error
+            found = (now.candidate, error, missed, slope)
+            kept = (now.action, now.error, now.missed, now.slope)
+            action, error, missed, slope = jax.tree.map(functools.partial(jnp.where, better), found, kept)
+            damping = jnp.where(better, now.damping / 5, now.damping * 5)
             gram = slope.T @ slope
             scale = damping * (jnp.diag(gram) + 1e-8 * jnp.trace(gram) + 1e-12)
-            move = jnp.linalg.solve(gram + jnp.diag(scale), slope.T @ residual(action))
-            new = jnp.clip(action - move, low, high)
-            found = jnp.linalg.norm(residual(new))
-            better = found < error
-            damping = jnp.where(better, damping / 5, damping * 5)
-            return attempts + 1, jnp.where(better, new, action), jnp.where(better, found, error), damping
-
-        def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
-            return (carry[0] < tries) & (carry[2] > _FOUND)
+            move = jnp.linalg.solve(gram + jnp.diag(scale), slope.T @ missed)
+            candidate = jnp.clip(action - move, low, high)
+            return _Search(now.attempts + 1, candidate, action, error, missed, slope, damping)
 
         start = jnp.clip(first, low, high)
-        begin: tuple[jax.Array, ...] = (
-            jnp.where(known > _FOUND, 0, tries),
-            start,
-            jnp.linalg.norm(residual(start)),
-            jnp.float32(1e-3),
-        )
-        return jnp.minimum(known, jax.lax.while_loop(unfinished, attempt, begin)[2])
+        shape = jax.eval_shape(residual, start)[0].shape
+        nothing = (start, jnp.asarray(jnp.inf, start.dtype), jnp.zeros(shape), jnp.zeros((*shape, *start.shape)))
+        begin = _Search(jnp.where(known > _FOUND, 0, tries + 1), start, *nothing, jnp.asarray(5e-3, start.dtype))
+        end = jax.lax.while_loop(lambda now: (now.attempts <= tries) & (now.error > _FOUND), attempt, begin)
+        return jnp.minimum(known, end.error)
+
+    def from_one(known: jax.Array, firsts: jax.Array) -> tuple[jax.Array, None]:
+        return jax.vmap(jax.vmap(search))(states[:, :-1], states[:, 1:], firsts, known), None
 
     zeros = jnp.zeros((states.shape[0], states.shape[1] - 1, system.action_dim))
-    errors = jnp.full(zeros.shape[:2], jnp.inf)
-    for first in [zeros] if actions is None else [actions, zeros]:
-        errors = jax.vmap(jax.vmap(search))(states[:, :-1], states[:, 1:], first, errors)
+    starts = jnp.stack([zeros] if actions is None else [actions, zeros])
+    # A loop over them, and a step and its slope in one place: a robot's physics takes a minute to compile each time.
+    errors, _ = jax.lax.scan(from_one, jnp.full(zeros.shape[:2], jnp.inf), starts)
     return jnp.mean(errors, axis=1)
+
+
+class _Search(NamedTuple):
+    """A Gauss-Newton search: what to try next, and the best so far with its residual and slope."""
+
+    attempts: jax.Array
+    candidate: jax.Array
+    action: jax.Array
+    error: jax.Array
+    missed: jax.Array
+    slope: jax.Array
+    damping: jax.Array
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
