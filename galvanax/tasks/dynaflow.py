@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from galvanax.networks.flow_model import TrajectoryFlow
+from galvanax.physics.frames import from_start_frame
 from galvanax.physics.rollout import Checkpoint, rollout
 from galvanax.physics.system import action_limits_of, unit_quaternions
 from galvanax.tasks.flow_matching import Denoised, FlowMatchingTask
@@ -52,6 +53,8 @@ class StateFlowTask(FlowMatchingTask):
         states = model.states.denormalize(noisy + output)
         if self._layout is not None:
             states = unit_quaternions(self._layout, states)
+        if self.start_frame:
+            states = from_start_frame(self._layout, states, start)
         return Denoised(states.at[:, 0].set(start), None)
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 from galvanax.envs.systems import load_system
 from galvanax.errors import ConfigError, nearest
 from galvanax.networks.flow_model import TrajectoryFlow
-from galvanax.physics.frames import from_start_frame, to_start_frame
+from galvanax.physics.frames import to_start_frame
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.system import System, layout_of, model_of, state_difference
 from galvanax.tasks.task import Metrics, Task
@@ -45,7 +45,7 @@ class Samples(NamedTuple):
 
 
 class Denoised(NamedTuple):
-    """The trajectories that noisy ones are taken for: states and actions as in `Samples`."""
+    """The trajectories that noisy ones are taken for: states and actions as in `Samples`, not seen from their start."""
 
     states: jax.Array
     actions: jax.Array | None
@@ -126,7 +126,8 @@ class FlowMatchingTask(Task, abc.ABC):
           model: for its normalisers.
           noisy: `(batch, horizon + 1, state_dim)`, normalised.
           output: the network's `(batch, horizon + 1, out_dim)`.
-          start: states, in their units `(batch, state_dim)`.
+          start: states, in their units `(batch, state_dim)`, where they really are: physics knows its directions, by
+            the sides of its friction pyramids.
         """
 
     def build_system(self) -> System:
@@ -228,9 +229,7 @@ class FlowMatchingTask(Task, abc.ABC):
         """
         steps = self.ode_steps if ode_steps is None else ode_steps
         guidance = self.guidance if guidance is None else guidance
-        layout = self._layout
-        own = to_start_frame(layout, start[:, None], start)[:, 0] if self.start_frame else start
-        first = model.states.normalize(own)
+        first = model.states.normalize(self.seen_from_start(start[:, None])[:, 0])
         keys = _example_keys(rng, start.shape[0])
         shape = (self.horizon + 1, self.state_dim)
         noisy = jax.vmap(lambda key: jax.random.normal(key, shape))(keys).at[:, 0].set(first)
@@ -245,10 +244,11 @@ class FlowMatchingTask(Task, abc.ABC):
                 if guidance != 1.0:
                     without = model(noisy, times, condition, off)
                     output = without + guidance * (output - without)
-            return self.denoise(model, noisy, output, own)
+            return self.denoise(model, noisy, output, start)
 
         def velocity(noisy: jax.Array, time: jax.Array) -> jax.Array:
-            return (model.states.normalize(denoise(noisy, time).states) - noisy) / (1 - time)
+            seen = self.seen_from_start(denoise(noisy, time).states)
+            return (model.states.normalize(seen) - noisy) / (1 - time)
 
         def step(index: jax.Array, noisy: jax.Array) -> jax.Array:
             time, after = index / steps, (index + 1) / steps
@@ -259,8 +259,6 @@ class FlowMatchingTask(Task, abc.ABC):
 
         noisy = jax.lax.fori_loop(0, steps - 1, step, noisy)
         states, actions = denoise(noisy, jnp.float32(1 - 1 / steps))
-        if self.start_frame:
-            states = from_start_frame(layout, states, start)
         return Samples(states.at[:, 0].set(start), actions)
 
     def sampler(
@@ -347,7 +345,7 @@ class FlowMatchingTask(Task, abc.ABC):
             hidden = jax.vmap(jax.random.uniform)(keys[:, 2]) < (self.condition_dropout if training else 0.0)
             condition, mask = batch["condition"], 1.0 - hidden
         output = model(noisy, time, condition, mask, rng=keys[:, 3] if training and self.dropout else None)
-        found = self.denoise(model, noisy, output, true[:, 0]).states
+        found = self.seen_from_start(self.denoise(model, noisy, output, batch["states"][:, 0]).states)
         difference = state_difference(self.physics, found, true)
         # The start is given: W is 0 there.
         squared = (difference[:, 1:] / model.change_std[...] * self.weights) ** 2

@@ -302,6 +302,45 @@ def test_physics_does_not_notice_place_and_heading():
     np.testing.assert_allclose(back, there, atol=2e-4)
 
 
+PUCK = """<mujoco model="puck"><option timestep="0.005"/><worldbody><geom type="plane" size="9 9 1"/>
+  <body pos="0 0 0.1"><freejoint/><geom type="box" size="0.2 0.1 0.1" mass="1"/>
+    <body pos="0 0 0.2"><joint name="arm" axis="0 0 1" damping="0.02"/>
+      <geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.02" mass="0.3" contype="0" conaffinity="0"/></body></body>
+</worldbody><actuator><motor joint="arm" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+@pytest.mark.parametrize("kind", [gx.DynaFlowTask, gx.StateFlowTask])
+def test_samples_are_where_their_actions_lead_on_the_ground(tmp_path, kind):
+    """A box that slides on friction pyramids, whose sides lie along the world's axes: physics does know directions."""
+    (tmp_path / "puck.xml").write_text(PUCK)
+    model = mujoco.MjModel.from_xml_string(PUCK)
+    data, rng, episodes = mujoco.MjData(model), np.random.default_rng(0), []
+    for _ in range(8):
+        mujoco.mj_resetData(model, data)
+        data.qpos[3:7] = Rotation.from_euler("z", rng.uniform(-3, 3)).as_quat(scalar_first=True)
+        data.qvel[:2] = rng.normal(size=2)
+        rows = []
+        for _ in range(20):
+            rows.append(np.concatenate([data.qpos, data.qvel]))
+            mujoco.mj_step(model, data, 4)
+        episodes.append(rows)
+    np.savez(tmp_path / "puck.npz", states=np.array(episodes, np.float32), dt=0.02)
+    motions = gx.MotionDataModule(
+        str(tmp_path / "puck.npz"), horizon=6, batch_size=16, system=str(tmp_path / "puck.xml"), val_ratio=0.25
+    )
+    task, network = prepared(kind(system=str(tmp_path / "puck.xml"), **SMALL), motions)
+    start = motions.val_dataset()[0]["states"][:, 0]
+    samples = task.sampler(network, ode_steps=2)(start, None, jax.random.key(0))
+    np.testing.assert_array_equal(samples.states[:, 0], start)
+    if samples.actions is None:  # a fresh network says that the noisy states are true: it stays near, in the world
+        assert np.abs(np.asarray(samples.states)[:, :, :2] - start[:, None, :2]).max() < 3
+        return
+    again = np.asarray(gx.physics.rollout(task.physics, start, samples.actions))
+    slid = np.abs(again[:, -1, :2] - start[:, :2]).max()
+    assert slid > 0.05
+    np.testing.assert_allclose(samples.states, again, atol=2e-5)
+
+
 def test_squash_keeps_limits_and_gradients():
     low, high = np.float32([-1, -np.inf, -0.5]), np.float32([2, np.inf, 0.25])
     values = jnp.linspace(-50, 50, 1001)[:, None] * jnp.ones(3)
