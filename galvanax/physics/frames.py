@@ -1,7 +1,7 @@
 """The frame of a window of motion: where it starts, and which way its trunk looks then.
 
 Gravity and flat ground look the same from everywhere, so a motion there is the same motion here, and who learns one
-has learned the other.
+has learned the other. But not to the last digit: friction pyramids have their sides along the world's axes.
 """
 
 import jax
