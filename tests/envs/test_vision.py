@@ -196,11 +196,13 @@ def test_warp_sees_what_the_renderer_sees(scene, monkeypatch):
     model, data = scene
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), mjx.put_data(model, data))
     vision = Vision("nose", 40, 30, backend="batch")
-    seen = np.asarray(jax.jit(vision.batch_renderer(model, 2))(batch))
+    draw = vision.batch_renderer(model, 2)  # kept: the program runs on when its call has returned, and needs it
+    seen = np.asarray(jax.jit(draw)(batch))
     np.testing.assert_array_equal(seen[0], seen[1])
     compare(seen[0], rendered(model, data, vision))
     colour = Vision("fixed", 40, 30, backend="batch", kind="rgb")
-    image = np.asarray(jax.jit(colour.batch_renderer(model, 2))(batch))
+    draw_colour = colour.batch_renderer(model, 2)
+    image = np.asarray(jax.jit(draw_colour)(batch))
     assert image.shape == (2, 30, 40, 3)
     red = image[0, ..., 0] > 3 * image[0, ..., 1:].max(-1) + 0.1
     assert red.sum() > 3  # the box: red, green, blue are in their places

@@ -174,7 +174,7 @@ def test_any_way_to_the_solution_has_its_gradient(leg_by_forward_mode, iteration
 @pytest.mark.parametrize(
     ("xml", "state"),
     [
-        pytest.param(BALL, BALL_STATE, id="implicitfast"),
+        pytest.param(BALL, BALL_STATE, id="implicitfast", marks=pytest.mark.slow),
         pytest.param(BEAD, BEAD_STATE, id="RK4", marks=pytest.mark.slow),  # four contact solves a step to compile
     ],
 )
@@ -227,6 +227,7 @@ def all_finite(tree):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_the_solvers_own_gradient():
     one, many, free = leg(1), leg(4), leg(4, flag='constraint="disable"')
     assert num_constraints(many) > 0

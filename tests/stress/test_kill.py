@@ -44,6 +44,7 @@ def test_a_killed_run_is_the_same_run(tmp_path, task, steps_per_dispatch, number
     survive(tmp_path, task, steps_per_dispatch, number, KILLS, NUM_STEPS)
 
 
+@pytest.mark.slow
 def test_three_kills(tmp_path):
     survive(tmp_path, "net", None, signal.SIGKILL, 3, 500, pause=0.01)
 

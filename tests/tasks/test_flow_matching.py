@@ -309,7 +309,7 @@ PUCK = """<mujoco model="puck"><option timestep="0.005"/><worldbody><geom type="
 </worldbody><actuator><motor joint="arm" ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
-@pytest.mark.parametrize("kind", [gx.DynaFlowTask, gx.StateFlowTask])
+@pytest.mark.parametrize("kind", [gx.DynaFlowTask, pytest.param(gx.StateFlowTask, marks=pytest.mark.slow)])
 def test_samples_are_where_their_actions_lead_on_the_ground(tmp_path, kind):
     """A box that slides on friction pyramids, whose sides lie along the world's axes: physics does know directions."""
     (tmp_path / "puck.xml").write_text(PUCK)

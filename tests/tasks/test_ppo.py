@@ -501,6 +501,7 @@ class Mirrored(gx.Callback):
         return mirrored(params), variables
 
 
+@pytest.mark.slow
 def test_a_mirrored_policy_stays_mirrored():
     """On the batch and its image together, gradients of both sides are alike; on the batch alone they are not."""
     task = small(policy_hidden=(), normalize_observations=False)

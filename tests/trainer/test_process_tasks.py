@@ -5,6 +5,8 @@ import json
 import pytest
 from trainer.process_cases import Nursery
 
+pytestmark = pytest.mark.slow  # each process compiles for itself
+
 # Sums over a batch in another order, carried on by six steps of Adam.
 TOLERANCE = 5e-6
 SMALL = {"train/policy_loss": 1e-5, "train/explained_variance": 1e-4, "train/kl": 1e-6}  # means near 0, by size
@@ -28,7 +30,7 @@ def one(nursery):
     scope="module",
     params=[
         pytest.param(2, id="2 processes"),
-        pytest.param(4, id="4 processes", marks=pytest.mark.slow),  # each compiles for itself
+        pytest.param(4, id="4 processes"),
     ],
 )
 def several(request, nursery):

@@ -35,7 +35,8 @@ TWO_BY_FOUR = {
     ),
     "gru": gx.Partitioned({"data": 2, "model": 4}, [("*/head/layers/0/kernel", (None, None, "model"))]),
 }
-BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone, but for the first case
+BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone
+SLOW_CASES = ("noisy", "gru", "dynaflow")  # likewise
 CASES = ("acceleration", "noisy", "deep", "gru", "dynaflow", "dynaflow_loop")
 
 
@@ -174,7 +175,7 @@ def refusals() -> dict[str, str]:
 
 def is_slow(case: str, setup: str) -> bool:
     """Whether it is of the slow run."""
-    return setup in BETWEEN and case != CASES[0]
+    return setup in BETWEEN or case in SLOW_CASES
 
 
 def main(folder: Path, slow: bool) -> None:
@@ -183,6 +184,8 @@ def main(folder: Path, slow: bool) -> None:
     found: dict = {}
     known = cases(folder)
     for case in CASES:
+        if case in SLOW_CASES and not slow:
+            continue
         task, data = known[case]
         found[case] = {
             name: train(task, data, *setup, look=name in ("8 devices", "fsdp", "partitioned"))
@@ -238,9 +241,13 @@ def test_so_are_the_evaluations(found, setup):
         assert other[name] == pytest.approx(one[name], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "noisy"])
-def test_a_step_has_one_all_reduce(found, case):
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow) if case in SLOW_CASES else case for case in CASES if case != "noisy"],
+)
+def test_a_step_has_one_all_reduce(request, case):
     """In the body of the loop over steps, in no loop inside it; with FSDP one all-gather too."""
+    found = request.getfixturevalue("found_slow" if case in SLOW_CASES else "found")
     everything = {name: said_in(run) for name, run in found[case].items() if name in ("8 devices", "fsdp")}
     for name, said in everything.items():
         kinds = [(one.kind, len(one.loops), one.times) for one in said]
@@ -248,9 +255,10 @@ def test_a_step_has_one_all_reduce(found, case):
         assert sorted(kinds) == [*([("all-gather", 1, 1)] if name == "fsdp" else []), ("all-reduce", 1, 1)]
 
 
-def test_batch_statistics_cost_two_more(found):
+@pytest.mark.slow
+def test_batch_statistics_cost_two_more(found_slow):
     """The mean over the whole batch forward, and its gradient backward: as the task asks for."""
-    assert [(one.kind, one.loops) for one in said_in(found["noisy"]["8 devices"])] == [("all-reduce", (None,))] * 3
+    assert [(one.kind, one.loops) for one in said_in(found_slow["noisy"]["8 devices"])] == [("all-reduce", (None,))] * 3
 
 
 def test_fsdp_keeps_an_eighth(found):
