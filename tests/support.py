@@ -132,6 +132,16 @@ class Recorder(gx.Callback):
         self.validations[run.step] = metrics
 
 
+def fingerprints(batch: dict, rng: jax.Array) -> dict[str, jax.Array]:
+    """Which rows a step saw, in which order, and with which noise: exact in float32, whatever the order of sums."""
+    row, place = batch["row"], jnp.arange(len(batch["row"]))
+    noise = jax.random.normal(rng, batch["x"].shape)
+    # Sums of integers below 2**24, and extremes.
+    sums = {"rows": row.sum(), "order": (row * place).sum(), "squares": (row * row).sum()}
+    extremes = {"noise_max": noise.max(), "noise_min": noise.min(), "noise_first": noise[0, 0]}
+    return {name: value.astype(jnp.float32) for name, value in (sums | extremes).items()}
+
+
 def run_on_devices(script: str, folder: Path, *arguments: str) -> dict:
     """Runs a script in a process with eight CPU devices; what it wrote to `folder/found.json`, and its output."""
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

@@ -139,9 +139,9 @@ class Links:
             self._end(index, key[0], f"the processes do different things: {where}")
         elif not missing:
             values = [said[place][1] for place in range(self.count)]
-            for other in list(self._sockets):
-                self._send(other, {"all": key, "values": values})
-            with self._changed:
+            with self._changed:  # so that an error that it leads one of them to reaches nobody before it
+                for other in list(self._sockets):
+                    self._send(other, {"all": key, "values": values})
                 del self._said[key]
                 self._answers[key] = values
                 self._changed.notify_all()

@@ -199,7 +199,7 @@ def check_mesh(mesh: Mesh) -> None:
         )
 
 
-def is_local(mesh: Mesh) -> bool:
+def is_alone_on(mesh: Mesh) -> bool:
     """Whether all devices of a mesh are this process's own, or there is no other process."""
     return count() == 1 or {device.process_index for device in mesh.devices.flat} == {index()}
 

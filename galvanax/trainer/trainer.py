@@ -141,7 +141,7 @@ class Trainer:
         enable_compile_cache()
         devices = Devices.choose(self.devices, self.strategy)
         # What one process measures on its own devices is no business of the others.
-        alone = processes.is_local(devices.mesh)
+        alone = processes.is_alone_on(devices.mesh)
         with contextlib.nullcontext() if alone else processes.together():
             data.setup() if alone else processes.main_first("data", data.setup)
             task = task.setup(data)

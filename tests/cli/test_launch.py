@@ -115,7 +115,7 @@ def run(tmp_path, capfd):
 
 
 def test_passes_on_output_and_flags(run):
-    status, out, err = run("print('I am', index, sys.argv[1:]); print('oh', index, file=sys.stderr)")
+    status, out, err = run("os.write(1, b'I am %d %a\\n' % (index, sys.argv[1:])); os.write(2, b'oh %d\\n' % index)")
     assert status == 0
     assert sorted(out.splitlines()) == [
         "I am 0 ['--flag', '7']", "[1] I am 1 ['--flag', '7']", "[2] I am 2 ['--flag', '7']"
@@ -157,7 +157,7 @@ def test_passes_on_signals(run, tmp_path, number, status):
         os.kill(os.getpid(), number)
 
     threading.Thread(target=send, daemon=True).start()
-    handled = f"signal.signal({int(number)}, lambda *_: (print('told', flush=True), sys.exit({status})))"
+    handled = f"signal.signal({int(number)}, lambda *_: (os.write(1, b'told\\n'), sys.exit({status})))"
     ready = f"open(os.path.join({str(tmp_path)!r}, f'ready-{{index}}'), 'w').close()"
     ended, out, _ = run(f"{handled}\n{ready}\ntime.sleep(60)")
     assert ended == status

@@ -198,10 +198,8 @@ EXACT = ("rows", "order", "squares", "noise_max", "noise_min", "noise_first")
 
 def rows_task(**settings: Any) -> Any:
     """NetTask, with dropout and batch statistics, that also says which rows it saw and with which noise, exactly."""
-    import jax
-    import jax.numpy as jnp
     import optax
-    from support import NetTask
+    from support import NetTask, fingerprints
 
     @dataclasses.dataclass(frozen=True)
     class RowsTask(NetTask):
@@ -212,12 +210,7 @@ def rows_task(**settings: Any) -> Any:
 
         def loss(self, model, batch, rng):
             loss, metrics = super().loss(model, batch, rng)
-            row, place = batch["row"], jnp.arange(len(batch["row"]))
-            noise = jax.random.normal(rng, batch["x"].shape)
-            # Sums of integers below 2**24, and extremes: exact in float32, whatever the order.
-            prints = {"rows": row.sum(), "order": (row * place).sum(), "squares": (row * row).sum()}
-            extremes = {"noise_max": noise.max(), "noise_min": noise.min(), "noise_first": noise[0, 0]}
-            return loss, {**metrics, **{name: value.astype(jnp.float32) for name, value in (prints | extremes).items()}}
+            return loss, {**metrics, **fingerprints(batch, rng)}
 
     return RowsTask(**settings)
 

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -20,7 +19,7 @@ from flax import nnx
 TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(TESTS))  # for the children
 
-from support import NetTask, net_data  # noqa: E402
+from support import NetTask, fingerprints, net_data  # noqa: E402
 
 import galvanax as gx  # noqa: E402
 
@@ -35,12 +34,7 @@ class RowsTask(NetTask):
 
     def loss(self, model, batch, rng):
         loss, metrics = super().loss(model, batch, rng)
-        row, place = batch["row"], jnp.arange(len(batch["row"]))
-        noise = jax.random.normal(rng, batch["x"].shape)
-        # Sums of integers below 2**24, and extremes: exact in float32, whatever the order.
-        prints = {"rows": row.sum(), "order": (row * place).sum(), "squares": (row * row).sum()}
-        extremes = {"noise_max": noise.max(), "noise_min": noise.min(), "noise_first": noise[0, 0]}
-        return loss, {**metrics, **{name: value.astype(jnp.float32) for name, value in (prints | extremes).items()}}
+        return loss, {**metrics, **fingerprints(batch, rng)}
 
 
 class Steps(gx.Callback):

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from trainer.process_cases import Nursery
 
 pytestmark = pytest.mark.slow  # each process compiles for itself
 
@@ -12,12 +11,6 @@ TOLERANCE = 5e-6
 SMALL = {"train/policy_loss": 1e-5, "train/explained_variance": 1e-4, "train/kl": 1e-6}  # means near 0, by size
 EXACT = ("env_steps", "episodes")
 TASKS = ("acceleration", "gru", "dynaflow", "ppo")
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    with Nursery(tmp_path_factory.mktemp("shipped")) as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")

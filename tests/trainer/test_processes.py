@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from support import LineTask, line_data
 from trainer.device_cases import logs, motions
-from trainer.process_cases import EXACT, STEPS, Nursery
+from trainer.process_cases import EXACT, STEPS
 
 import galvanax as gx
 from galvanax.datamodules.arrays import BatchDataset
@@ -29,12 +29,6 @@ from galvanax.trainer.weights import read_weights
 
 TOLERANCE = 1e-5  # sums over a batch in another order, carried on by 44 steps of Adam; measured: 2.0e-7
 KILLED = 2
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    with Nursery(tmp_path_factory.mktemp("processes")) as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")
