@@ -4,16 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from galvanax.callbacks.checkpoint import Checkpoint
-from galvanax.callbacks.csv_logger import CSVLogger
-from galvanax.callbacks.ema import EMA
-from galvanax.callbacks.gradient_clipping import GradientClipping
-from galvanax.callbacks.model_summary import ModelSummary
-from galvanax.callbacks.progress_bar import ProgressBar
-from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
-from galvanax.callbacks.wandb_logger import WandBLogger
 from galvanax.cli.simulate import simulate
 from galvanax.datamodules.trajectories import TrajectoryDataModule
 from galvanax.experiments.experiment import Experiment
+from galvanax.experiments.standard_callbacks import standard_callbacks
 from galvanax.tasks.gru_dynamics import GRUDynamicsTask
 from galvanax.trainer.schedule import Epochs
 from galvanax.trainer.trainer import Trainer
@@ -42,14 +36,5 @@ def double_cart_pole_gru() -> Experiment:
         task=GRUDynamicsTask(absolute_coordinates=True),
         data=DoubleCartPoleLogs(),
         trainer=Trainer(max_epochs=100, seed=42, run_dir="runs/double-cart-pole-gru"),
-        callbacks={
-            "summary": ModelSummary(),
-            "clip": GradientClipping(1.0),
-            "ema": EMA(0.99),
-            "checkpoint": Checkpoint(monitor="val/loss", mode="min", keep_every=Epochs(10)),
-            "csv": CSVLogger(),
-            "tensorboard": TensorBoardLogger(),
-            "wandb": WandBLogger(mode="disabled"),
-            "progress": ProgressBar(),
-        },
+        callbacks=standard_callbacks(Checkpoint(monitor="val/loss", mode="min", keep_every=Epochs(10)), ema=0.99),
     )

@@ -10,17 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from galvanax.callbacks.checkpoint import Checkpoint
-from galvanax.callbacks.csv_logger import CSVLogger
-from galvanax.callbacks.ema import EMA
-from galvanax.callbacks.gradient_clipping import GradientClipping
-from galvanax.callbacks.model_summary import ModelSummary
-from galvanax.callbacks.progress_bar import ProgressBar
-from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
-from galvanax.callbacks.wandb_logger import WandBLogger
 from galvanax.datamodules.motions import MotionDataModule
 from galvanax.envs.systems import load_system
 from galvanax.errors import DataError
 from galvanax.experiments.experiment import Experiment
+from galvanax.experiments.standard_callbacks import standard_callbacks
 from galvanax.partial_file import partial_file
 from galvanax.physics.rollout import rollout
 from galvanax.tasks.dynaflow import DynaFlowTask, StateFlowTask
@@ -136,14 +130,5 @@ def _experiment(task: FlowMatchingTask, data: MotionDataModule, run_dir: str, ep
             limit_val_batches=4,
             limit_test_batches=4,
         ),
-        callbacks={
-            "summary": ModelSummary(),
-            "clip": GradientClipping(1.0),
-            "ema": EMA(0.995),
-            "checkpoint": Checkpoint(monitor="val/loss", mode="min"),
-            "csv": CSVLogger(),
-            "tensorboard": TensorBoardLogger(),
-            "wandb": WandBLogger(mode="disabled"),
-            "progress": ProgressBar(),
-        },
+        callbacks=standard_callbacks(Checkpoint(monitor="val/loss", mode="min"), ema=0.995),
     )

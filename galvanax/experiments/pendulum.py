@@ -1,15 +1,9 @@
 """A pendulum's dynamics, learned from random motion in MJX."""
 
 from galvanax.callbacks.checkpoint import Checkpoint
-from galvanax.callbacks.csv_logger import CSVLogger
-from galvanax.callbacks.ema import EMA
-from galvanax.callbacks.gradient_clipping import GradientClipping
-from galvanax.callbacks.model_summary import ModelSummary
-from galvanax.callbacks.progress_bar import ProgressBar
-from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
-from galvanax.callbacks.wandb_logger import WandBLogger
 from galvanax.datamodules.rollouts import RolloutDataModule
 from galvanax.experiments.experiment import Experiment
+from galvanax.experiments.standard_callbacks import standard_callbacks
 from galvanax.tasks.acceleration import AccelerationTask
 from galvanax.trainer.trainer import Trainer
 
@@ -20,14 +14,5 @@ def pendulum() -> Experiment:
         task=AccelerationTask(),
         data=RolloutDataModule(system="pendulum"),
         trainer=Trainer(max_epochs=40, run_dir="runs/pendulum"),
-        callbacks={
-            "summary": ModelSummary(),
-            "clip": GradientClipping(1.0),
-            "ema": EMA(0.995),
-            "checkpoint": Checkpoint(monitor="val/loss", mode="min"),
-            "csv": CSVLogger(),
-            "tensorboard": TensorBoardLogger(),
-            "wandb": WandBLogger(mode="disabled"),
-            "progress": ProgressBar(),
-        },
+        callbacks=standard_callbacks(Checkpoint(monitor="val/loss", mode="min"), ema=0.995),
     )

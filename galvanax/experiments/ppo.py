@@ -3,12 +3,6 @@
 from typing import Any
 
 from galvanax.callbacks.checkpoint import Checkpoint
-from galvanax.callbacks.csv_logger import CSVLogger
-from galvanax.callbacks.gradient_clipping import GradientClipping
-from galvanax.callbacks.model_summary import ModelSummary
-from galvanax.callbacks.progress_bar import ProgressBar
-from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
-from galvanax.callbacks.wandb_logger import WandBLogger
 from galvanax.datamodules.environment import EnvironmentDataModule
 from galvanax.envs.classic.cart_pole import CartPole
 from galvanax.envs.classic.hopper import Hopper
@@ -17,6 +11,7 @@ from galvanax.envs.legged.go2 import Go2
 from galvanax.envs.legged.h1 import H1
 from galvanax.envs.legged.h1_2 import H1_2
 from galvanax.experiments.experiment import Experiment
+from galvanax.experiments.standard_callbacks import standard_callbacks
 from galvanax.tasks.ppo import PPOTask
 from galvanax.trainer.schedule import Steps
 from galvanax.trainer.trainer import Trainer
@@ -99,13 +94,5 @@ def _experiment(task: PPOTask, data: EnvironmentDataModule, run_dir: str, iterat
         task=task,
         data=data,
         trainer=Trainer(max_steps=iterations, run_dir=run_dir, val_every=Steps(every), log_every=10),
-        callbacks={
-            "summary": ModelSummary(),
-            "clip": GradientClipping(1.0),
-            "checkpoint": Checkpoint(monitor="val/episode_return", mode="max"),
-            "csv": CSVLogger(),
-            "tensorboard": TensorBoardLogger(),
-            "wandb": WandBLogger(mode="disabled"),
-            "progress": ProgressBar(),
-        },
+        callbacks=standard_callbacks(Checkpoint(monitor="val/episode_return", mode="max")),
     )

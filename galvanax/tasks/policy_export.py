@@ -1,5 +1,6 @@
 """A trained policy as one file, for a robot or a program that knows neither Galvanax nor, with ONNX, JAX."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from galvanax.errors import ConfigError
 from galvanax.networks.actor_critic import ActorCritic
 from galvanax.networks.mlp import MLP
 from galvanax.partial_file import partial_file
+from galvanax.tasks.policy_rollout import control_dt, mujoco_model
 
 if TYPE_CHECKING:
     import onnx
@@ -104,10 +106,10 @@ def policy_metadata(env: Any) -> dict[str, Any]:
     if isinstance(env, LeggedEnvironment):
         return _legged_metadata(env)
     found: dict[str, Any] = {"environment": type(env).__name__}
-    if getattr(env, "dt", None) is not None:
-        found["control_dt"] = float(env.dt)
-    model = getattr(env, "mj_model", None) or getattr(getattr(env, "sys", None), "mj_model", None)
-    if isinstance(model, mujoco.MjModel):
+    with contextlib.suppress(ConfigError):
+        found["control_dt"] = control_dt(env)
+    with contextlib.suppress(ConfigError):
+        model = mujoco_model(env)
         names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, index) or "" for index in range(model.nu)]
         ranges = zip(model.actuator_ctrllimited, model.actuator_ctrlrange.tolist(), strict=True)
         found |= {"actuator_names": names, "actuator_ranges": [ends if limited else None for limited, ends in ranges]}

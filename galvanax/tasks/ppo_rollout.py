@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from galvanax.envs.environment import strong
+from galvanax.envs.environment import cast_like, strong
 from galvanax.networks.actor_critic import ActionDistribution, ActorCritic
 
 
@@ -119,16 +119,11 @@ def episode(env: Any, model: ActorCritic, rng: jax.Array, length: int) -> dict[s
     def step(carry: Any) -> Any:
         state, memory, steps, returned, totals = carry
         policy, memory = model.act(state.obs, memory)
-        after = env.step(state, policy.mode())
+        # A copy: some environments write into the dicts of the state that they are given.
+        after = cast_like(env.step(jax.tree.map(lambda leaf: leaf, state), policy.mode()), state)
         totals = {name: total + after.metrics[name] for name, total in totals.items()}
         returned = returned + after.reward
-        return (
-            jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), after, state),
-            memory,
-            steps + 1,
-            returned,
-            totals,
-        )
+        return after, memory, steps + 1, returned, totals
 
     _, _, steps, returned, totals = jax.lax.while_loop(running, step, start)
     means = {f"env/{name}": value / steps for name, value in totals.items()}

@@ -351,6 +351,25 @@ def test_an_environment_is_judged_as_it_says():
     assert found["val/episode_return"] == 12
 
 
+def test_an_environment_may_write_into_its_state():
+    """As brax's hopper does: Python numbers, into the dict of metrics that it was given."""
+
+    class Writing(Point):
+        def reset(self, rng):
+            return super().reset(rng).replace(metrics={"distance": 0.0, "alive": 0.0})
+
+        def step(self, state, action):
+            after = super().step(state, action)
+            state.metrics.update(distance=after.metrics["distance"], alive=1.0)
+            return after.replace(metrics=state.metrics)
+
+    (plain, _), (writing, _) = (fit(env=env, steps=1) for env in (Point(), Writing()))
+    assert writing.metrics["val/env/alive"] == 1
+    for name, value in plain.metrics.items():
+        if name.startswith("val/"):
+            np.testing.assert_allclose(writing.metrics[name], value, rtol=1e-6)
+
+
 def test_a_shorter_time_limit_holds_for_training_and_evaluation():
     result, watch = fit(data=data_of(episode_length=3), steps=2)
     assert result.metrics["val/episode_length"] == 3
