@@ -12,8 +12,10 @@ from scipy.cluster.vq import kmeans2
 from galvanax.physics.system import System, action_limits_of, state_difference
 
 _RESTARTS = 10  # of k-means, of which the tightest is taken
-_TRIES = 12  # of the action's search
-_FOUND = 1e-7  # an error below which a search need not go on
+_STARTS = 8  # of an action's search
+_TRIES = 12  # Gauss-Newton steps from each
+_EXACT, _FOUND = 1e-7, 1e-4  # errors below which a search need not go on, and not be begun again
+_ROWS = 512  # searches side by side
 _MOST_DEMONSTRATIONS = 1000
 
 
@@ -60,60 +62,76 @@ class Modes:
 
 
 def statewise_admissibility_error(
-    system: System, states: jax.Array, actions: jax.Array | None = None, tries: int = _TRIES
-) -> jax.Array:
+    system: System, states: np.ndarray, actions: np.ndarray | None = None, starts: int = _STARTS
+) -> np.ndarray:
     """SAE: the mean over steps of min_a ‖s_{t+1} - f(s_t, a)‖, in the entries' own units, `(batch,)`.
 
     0 where some actions lead through the states. The best action is searched for by damped Gauss-Newton within the
-    system's limits, from the action given and from zero, so this is an upper bound.
+    system's limits, so this is an upper bound: from the actions given, or from zero, and again, where that finds none,
+    from what was found for the step before and the step after. Contacts have many valleys without an exit, and actions
+    that follow each other are alike.
 
     Args:
       system: f.
       states: `(batch, horizon + 1, state_dim)`.
       actions: where to look first `(batch, horizon, action_dim)`, if they are known.
-      tries: Gauss-Newton steps.
+      starts: how often to look for a step's action, at most.
     """
+    count, horizon = states.shape[0], states.shape[1] - 1
+    before, after = (np.reshape(part, (count * horizon, -1)) for part in (states[:, :-1], states[:, 1:]))
+    best = np.zeros((count * horizon, system.action_dim), np.float32)
+    if actions is not None:
+        best[:] = np.reshape(actions, best.shape)
+    errors = np.full(len(best), np.inf, np.float32)
+    places = np.arange(len(best)).reshape(count, horizon)
+    size = min(_ROWS, len(best))
+    for start in range(starts):
+        missed = np.flatnonzero(errors > _FOUND)
+        # Itself at first, then the step before and the step after by turns.
+        shift = 0 if start == 0 else 1 if start % 2 == 0 else -1
+        first = best[places[:, np.clip(np.arange(horizon) + shift, 0, horizon - 1)].ravel()]
+        for begin in range(0, len(missed), size):
+            rows = np.resize(missed[begin : begin + size], size)  # always as many: it is compiled once
+            found, error = jax.device_get(_search(system, before[rows], after[rows], first[rows]))
+            better = error < errors[rows]
+            best[rows[better]], errors[rows[better]] = found[better], error[better]
+    return errors.reshape(count, horizon).mean(axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.vmap, in_axes=(None, 0, 0, 0))
+def _search(system: System, before: jax.Array, after: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The best action between two states that is found from a first one, and its error."""
     low, high = (jnp.asarray(limit, jnp.float32) for limit in action_limits_of(system))
 
-    def search(before: jax.Array, after: jax.Array, first: jax.Array, known: jax.Array) -> jax.Array:
-        """The smallest error found from a first action, or the one known already."""
+    def residual(action: jax.Array) -> tuple[jax.Array, jax.Array]:
+        missed = state_difference(system, system.step(before, action), after)
+        return missed, missed
 
-        def residual(action: jax.Array) -> tuple[jax.Array, jax.Array]:
-            missed = state_difference(system, system.step(before, action), after)
-            return missed, missed
+    def attempt(now: _Progress) -> _Progress:
+        # A step and its slope in one place: a robot's physics takes a minute to compile each time.
+        slope, missed = jax.jacfwd(residual, has_aux=True)(now.candidate)
+        error = jnp.linalg.norm(missed)
+        better = error < now.error
+        found = (now.candidate, error, missed, slope)
+        kept = (now.action, now.error, now.missed, now.slope)
+        action, error, missed, slope = jax.tree.map(functools.partial(jnp.where, better), found, kept)
+        damping = jnp.where(better, now.damping / 5, now.damping * 5)
+        gram = slope.T @ slope
+        scale = damping * (jnp.diag(gram) + 1e-8 * jnp.trace(gram) + 1e-12)
+        move = jnp.linalg.solve(gram + jnp.diag(scale), slope.T @ missed)
+        candidate = jnp.clip(action - move, low, high)
+        return _Progress(now.attempts + 1, candidate, action, error, missed, slope, damping)
 
-        def attempt(now: _Search) -> _Search:
-            slope, missed = jax.jacfwd(residual, has_aux=True)(now.candidate)
-            error = jnp.linalg.norm(missed)
-            better = error < now.error
-            found = (now.candidate, error, missed, slope)
-            kept = (now.action, now.error, now.missed, now.slope)
-            action, error, missed, slope = jax.tree.map(functools.partial(jnp.where, better), found, kept)
-            damping = jnp.where(better, now.damping / 5, now.damping * 5)
-            gram = slope.T @ slope
-            scale = damping * (jnp.diag(gram) + 1e-8 * jnp.trace(gram) + 1e-12)
-            move = jnp.linalg.solve(gram + jnp.diag(scale), slope.T @ missed)
-            candidate = jnp.clip(action - move, low, high)
-            return _Search(now.attempts + 1, candidate, action, error, missed, slope, damping)
-
-        start = jnp.clip(first, low, high)
-        shape = jax.eval_shape(residual, start)[0].shape
-        nothing = (start, jnp.asarray(jnp.inf, start.dtype), jnp.zeros(shape), jnp.zeros((*shape, *start.shape)))
-        begin = _Search(jnp.where(known > _FOUND, 0, tries + 1), start, *nothing, jnp.asarray(5e-3, start.dtype))
-        end = jax.lax.while_loop(lambda now: (now.attempts <= tries) & (now.error > _FOUND), attempt, begin)
-        return jnp.minimum(known, end.error)
-
-    def from_one(known: jax.Array, firsts: jax.Array) -> tuple[jax.Array, None]:
-        return jax.vmap(jax.vmap(search))(states[:, :-1], states[:, 1:], firsts, known), None
-
-    zeros = jnp.zeros((states.shape[0], states.shape[1] - 1, system.action_dim))
-    starts = jnp.stack([zeros] if actions is None else [actions, zeros])
-    # A loop over them, and a step and its slope in one place: a robot's physics takes a minute to compile each time.
-    errors, _ = jax.lax.scan(from_one, jnp.full(zeros.shape[:2], jnp.inf), starts)
-    return jnp.mean(errors, axis=1)
+    first = jnp.clip(first, low, high)
+    shape = jax.eval_shape(residual, first)[0].shape
+    nothing = (first, jnp.asarray(jnp.inf, first.dtype), jnp.zeros(shape), jnp.zeros((*shape, *first.shape)))
+    begin = _Progress(jnp.asarray(0), first, *nothing, jnp.asarray(5e-3, first.dtype))
+    end = jax.lax.while_loop(lambda now: (now.attempts <= _TRIES) & (now.error > _EXACT), attempt, begin)
+    return end.action, end.error
 
 
-class _Search(NamedTuple):
+class _Progress(NamedTuple):
     """A Gauss-Newton search: what to try next, and the best so far with its residual and slope."""
 
     attempts: jax.Array

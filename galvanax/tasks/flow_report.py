@@ -66,7 +66,7 @@ def report_flow(
         "ode_steps": task.ode_steps,
         **own,
         "mean_trajectory_tre": judge.mean_motion_error(),
-        "demonstration_sae": float(np.mean(judge.admissibility(windows, None))),
+        "demonstration_sae": float(np.mean(statewise_admissibility_error(judge.system, windows))),
         "demonstration_mode_shares": judge.modes.shares().tolist(),
         **_times(task, model, windows, conditions),
     }
@@ -92,19 +92,13 @@ class _Judge:
         self.change_std = np.asarray(model.change_std[...])
         self._motion = jax.jit(task.motion)
         self._replay = jax.jit(lambda start, actions: rollout(task.physics, start, actions))
-        self._sae = jax.jit(lambda states, actions: statewise_admissibility_error(task.physics, states, actions))
+        self.system = task.physics
         self.demonstrations = self.motions(training)
         self.modes = Modes.of(self.demonstrations, task.num_modes)
 
     def motions(self, states: np.ndarray) -> np.ndarray:
         """How windows move away from their first state, in deviations of the data."""
         return in_batches(self._motion, _BATCH, states) / self.change_std
-
-    def admissibility(self, states: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
-        """SAE of each window."""
-        if actions is None:
-            return in_batches(lambda part: self._sae(part, None), _BATCH, states)
-        return in_batches(self._sae, _BATCH, states, actions)
 
     def mean_motion_error(self) -> float:
         """The trajectory error of one answer for all: the mean of the training motions."""
@@ -132,7 +126,7 @@ class _Judge:
             "min_tre": float(errors.min(1).mean()),
             "mode_shares": [float(np.mean(labels == mode)) for mode in range(len(self.modes.centres))],
             "between_modes": float(np.mean(labels < 0)),
-            "sae": float(np.mean(self.admissibility(states, actions))),
+            "sae": float(np.mean(statewise_admissibility_error(self.system, states, actions))),
         }
         if actions is not None:
             again = in_batches(self._replay, _BATCH, states[:, 0], actions)

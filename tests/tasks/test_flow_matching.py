@@ -245,7 +245,7 @@ def test_admissibility_is_the_distance_to_what_some_action_reaches():
     states = np.asarray(gx.physics.rollout(system, start, rng.uniform(-1, 1, (3, 4, 1)).astype(np.float32)))
     assert statewise_admissibility_error(system, states).max() < 1e-5
     broken = states + rng.normal(size=states.shape).astype(np.float32) * 0.05
-    found = np.asarray(statewise_admissibility_error(system, broken))
+    found = statewise_admissibility_error(system, broken)
     grid = np.linspace(-1, 1, 4001)
     for row, value in zip(broken, found, strict=True):
         best = [
@@ -253,6 +253,25 @@ def test_admissibility_is_the_distance_to_what_some_action_reaches():
             for a, b in itertools.pairwise(row)
         ]
         np.testing.assert_allclose(value, np.mean(best), rtol=1e-2)
+
+
+@pytest.mark.parametrize(("start", "direction"), [(0.5, -1), (-2.5, 1)])
+def test_admissibility_looks_where_the_steps_beside_it_were_found(start, direction):
+    """On one side of 0 an action must be over 1 to do anything: from no action at all, no slope shows the way."""
+
+    class Dead:
+        state_dim, action_dim, control_dt = 2, 1, 0.1
+
+        def step(self, state, action):
+            push = jnp.where(state[0] > 0, action[0], jnp.maximum(action[0] - 1, 0))
+            return jnp.stack([state[0] + direction, push])
+
+    actions = np.float32([[1.5], [1.6], [1.4], [1.7]])
+    states = np.asarray(gx.physics.rollout(Dead(), jnp.array([start, 0.0]), jnp.asarray(actions)))[None]
+    pushes = np.where(states[0, :-1, 0] > 0, 0, actions[:, 0] - 1)  # what no action would miss
+    np.testing.assert_allclose(statewise_admissibility_error(Dead(), states, starts=1), pushes.mean(), rtol=1e-5)
+    np.testing.assert_allclose(statewise_admissibility_error(Dead(), states), 0, atol=1e-5)
+    np.testing.assert_allclose(statewise_admissibility_error(Dead(), states, actions[None], starts=1), 0, atol=1e-5)
 
 
 def test_modes_and_what_lies_between_them():
