@@ -208,7 +208,8 @@ def _plot(
     shown.bar(numbers + 0.2, [np.mean(labels == mode) for mode in numbers], 0.4, color="tab:blue", label="samples")
     shown.bar(len(numbers), np.mean(labels < 0), 0.4, color="tab:red", label="between")
     shown.set(title="share of each mode", xticks=numbers)
-    shown.legend(frameon=False, fontsize="small")
+    shown.margins(y=0.4)  # for the legend
+    shown.legend(frameon=False, fontsize="small", loc="upper center", ncols=2)
     for unused in axes[count + 1 :]:
         unused.set_visible(False)
     FigureCanvasAgg(figure)
