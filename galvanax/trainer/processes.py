@@ -163,20 +163,27 @@ def together() -> Iterator[None]:
     _links.enter()
     try:
         yield
-    except (ProcessError, Preempted):
-        raise
     except BaseException as error:
-        # A collective operation that has lost a partner raises all kinds of errors; a save is one, too.
-        mine = not isinstance(error, Exception) or (
-            isinstance(error, GalvanaxError) and not isinstance(error, CheckpointError)
-        )
-        reason = None if mine else _links.trouble(NEWS)
-        if reason is not None:
-            raise ProcessError(reason) from error
-        _links.announce(f"{type(error).__name__}: {error}")
+        cause = cause_of(error)
+        if cause is not error:
+            raise cause from error
+        if not isinstance(error, ProcessError | Preempted):
+            _links.announce(f"{type(error).__name__}: {error}")
         raise
     finally:
         _links.leave()
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The ProcessError behind an error that the end of another process has led to; else the error itself.
+
+    A collective operation that has lost a partner raises all kinds of errors; a save is one, too.
+    """
+    mine = not isinstance(error, Exception) or (
+        isinstance(error, GalvanaxError) and not isinstance(error, CheckpointError)
+    )
+    reason = None if mine or _links is None else _links.trouble(NEWS)
+    return error if reason is None else ProcessError(reason)
 
 
 def check_machines(num_nodes: int | None) -> None:

@@ -101,7 +101,7 @@ class Trainer:
                 run.visit()
             return run.end()
         except BaseException as error:
-            run.fail(error)
+            run.fail(processes.cause_of(error))
             raise
 
     def validate(
