@@ -1,7 +1,7 @@
 """PPO beside brax's `ppo.train`: environment steps a second and return at equal steps, interleaved in one process.
 
     uv run python benchmarks/ppo_beside_brax.py --environment inverted_pendulum --seeds 5
-    uv run python benchmarks/ppo_beside_brax.py --environment hopper --iterations 60
+    uv run python benchmarks/ppo_beside_brax.py --environment hopper
 
 Both train the same brax environment with the same networks, the same number of control steps, minibatches and
 optimizer steps an iteration. Times are of training alone, without compilation and evaluation. On jax from 0.10 on
