@@ -6,6 +6,7 @@ devices of all waits for all. `gather` and its relatives are for that; with one 
 
 import atexit
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -148,42 +149,44 @@ def barrier(label: str) -> None:
     gather(label, None)
 
 
+@dataclasses.dataclass
+class Together:
+    """What all processes do in common.
+
+    Attributes:
+      on_error: called where it ends by an error, before the others hear of it.
+    """
+
+    on_error: Callable[[BaseException], None] = lambda error: None
+
+
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def together() -> Iterator[Together]:
     """Around what all processes do in common: an error in one ends it in all.
 
     Raises:
       ConfigError: the environment speaks of several processes, and jax knows of one.
       ProcessError: another process is gone, or had an error.
     """
+    common = Together()
     if _links is None:
         _check_alone()
-        yield
-        return
-    _links.enter()
+    else:
+        _links.enter()
     try:
-        yield
+        yield common
     except BaseException as error:
-        cause = cause_of(error)
+        reason = _reason_of(error)
+        cause = error if reason is None else ProcessError(reason)
+        common.on_error(cause)
         if cause is not error:
             raise cause from error
-        if not isinstance(error, ProcessError | Preempted):
+        if _links is not None and not isinstance(error, ProcessError | Preempted):
             _links.announce(f"{type(error).__name__}: {error}")
         raise
     finally:
-        _links.leave()
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """The ProcessError behind an error that the end of another process has led to; else the error itself.
-
-    A collective operation that has lost a partner raises all kinds of errors; a save is one, too.
-    """
-    mine = not isinstance(error, Exception) or (
-        isinstance(error, GalvanaxError) and not isinstance(error, CheckpointError)
-    )
-    reason = None if mine or _links is None else _links.trouble(NEWS)
-    return error if reason is None else ProcessError(reason)
+        if _links is not None:
+            _links.leave()
 
 
 def check_machines(num_nodes: int | None) -> None:
@@ -320,6 +323,15 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
+
+
+def _reason_of(error: BaseException) -> str | None:
+    """What ended another process and led to this error, if that is how it came about."""
+    # A collective operation that has lost a partner raises all kinds of errors; a save is one, too.
+    mine = not isinstance(error, Exception) or (
+        isinstance(error, GalvanaxError) and not isinstance(error, CheckpointError)
+    )
+    return None if mine or _links is None else _links.trouble(NEWS)
 
 
 def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:

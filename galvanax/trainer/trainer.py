@@ -86,12 +86,9 @@ class Trainer:
         """
         if self.fast_dev_run:
             return self._one_batch().fit(task, data)
-        with processes.together():
-            return self._fit(task, data, resume)
-
-    def _fit(self, task: "Task", data: "DataModule", resume: str | Path | None) -> FitResult:
-        run = start_run(self, task, data, resume)
-        try:
+        with processes.together() as common:
+            run = start_run(self, task, data, resume)
+            common.on_error = run.fail
             run.begin()
             while run.step < run.num_steps and run.stop_reason is None:
                 boundary = run.next_boundary()
@@ -100,9 +97,6 @@ class Trainer:
                 run.drain()
                 run.visit()
             return run.end()
-        except BaseException as error:
-            run.fail(processes.cause_of(error))
-            raise
 
     def validate(
         self, task: "Task", data: "DataModule", checkpoint: str | Path = "best", *, model: nnx.Module | None = None

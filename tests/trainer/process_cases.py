@@ -353,15 +353,17 @@ def refused(folder: str) -> None:
                 raise self.error("no such file")
             super().setup()
 
-    seen = []
+    heard = []
 
     class Raises(gx.Callback):
         def on_train_metrics(self, run, steps, metrics):
             if gx.distributed.index() == 1:
                 raise ValueError("mine")
+            time.sleep(5.0)  # until it is known
+            raise RuntimeError("a collective operation is broken")
 
         def on_exception(self, run, error):
-            seen.append([type(error).__name__, str(error)])
+            heard.append([type(error).__name__, str(error)])
 
     task, data, line, lines = rows_task(), rows_data(), LineTask(), line_data()
     other = rows_task(noise=0.5 if gx.distributed.index() == 3 else 0.01)
@@ -377,7 +379,7 @@ def refused(folder: str) -> None:
         ),
         "taken": error_of(lambda: trainer(Path(folder) / "sharded").fit(task, data)),
         "mine": error_of(lambda: gx.Trainer(max_steps=10**5, callbacks=[Raises()]).fit(line, lines)),
-        "seen": seen,
+        "heard": heard,
         "none": error_of(lambda: gx.Trainer(max_steps=2).fit(line, lines)),
         "folder": (Path(folder) / "refused").exists(),
     }

@@ -167,7 +167,7 @@ def test_an_error_of_one_is_named_by_the_others(lives):
         else:
             assert found["mine"][0] == "ProcessError"
             assert re.search(r"process 1 of 4 .* stopped: ValueError: mine", found["mine"][1])
-        assert found["seen"] == [found["mine"]], "callbacks hear of the cause"
+        assert found["heard"] == [found["mine"]], "callbacks hear of the cause"
         own = index == 2
         assert found["one"][0] == ("ValueError" if own else "ProcessError")
         assert re.search("no such file" if own else r"process 2 of 4 .* stopped: ValueError: no such", found["one"][1])
