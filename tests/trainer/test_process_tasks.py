@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.slow  # each process compiles for itself
-
 # Sums over a batch in another order, carried on by six steps of Adam.
 TOLERANCE = 5e-6
 SMALL = {"train/policy_loss": 1e-5, "train/explained_variance": 1e-4, "train/kl": 1e-6}  # means near 0, by size
@@ -23,7 +21,7 @@ def one(nursery):
     scope="module",
     params=[
         pytest.param(2, id="2 processes"),
-        pytest.param(4, id="4 processes"),
+        pytest.param(4, id="4 processes", marks=pytest.mark.slow),  # each compiles for itself
     ],
 )
 def several(request, nursery):

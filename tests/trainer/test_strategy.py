@@ -36,7 +36,6 @@ TWO_BY_FOUR = {
     "gru": gx.Partitioned({"data": 2, "model": 4}, [("*/head/layers/0/kernel", (None, None, "model"))]),
 }
 BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone
-SLOW_CASES = ("noisy", "gru", "dynaflow")  # likewise
 CASES = ("acceleration", "noisy", "deep", "gru", "dynaflow", "dynaflow_loop")
 
 
@@ -173,24 +172,17 @@ def refusals() -> dict[str, str]:
     return said
 
 
-def is_slow(case: str, setup: str) -> bool:
-    """Whether it is of the slow run."""
-    return setup in BETWEEN or case in SLOW_CASES
-
-
 def main(folder: Path, slow: bool) -> None:
     """The child: runs everything that is of this run, writes what it saw."""
     assert jax.device_count() == 8
     found: dict = {}
     known = cases(folder)
     for case in CASES:
-        if case in SLOW_CASES and not slow:
-            continue
         task, data = known[case]
         found[case] = {
             name: train(task, data, *setup, look=name in ("8 devices", "fsdp", "partitioned"))
             for name, setup in setups(case).items()
-            if slow is is_slow(case, name) or name == "1 devices"
+            if slow is (name in BETWEEN) or name == "1 devices"
         }
     if not slow:
         found["deep"]["moved"] = travel(folder / "run", *known["deep"])
@@ -215,12 +207,12 @@ def said_in(run) -> list[Collective]:
 
 
 PAIRS = [(case, name) for case in CASES for name in setups(case) if name != "1 devices"] + [("deep", "moved")]
-SLOW = [pytest.param(*pair, marks=pytest.mark.slow) if is_slow(*pair) else pair for pair in PAIRS]
+MARKED = [pytest.param(*pair, marks=pytest.mark.slow) if pair[1] in BETWEEN else pair for pair in PAIRS]
 
 
-@pytest.mark.parametrize(("case", "setup"), SLOW)
+@pytest.mark.parametrize(("case", "setup"), MARKED)
 def test_the_losses_are_those_of_one_device(request, case, setup):
-    found = request.getfixturevalue("found_slow" if is_slow(case, setup) else "found")
+    found = request.getfixturevalue("found_slow" if setup in BETWEEN else "found")
     one, other = found[case]["1 devices"]["steps"], found[case][setup]["steps"]
     assert len(other) == STEPS
     worst = 0.0
@@ -241,13 +233,9 @@ def test_so_are_the_evaluations(found, setup):
         assert other[name] == pytest.approx(one[name], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=pytest.mark.slow) if case in SLOW_CASES else case for case in CASES if case != "noisy"],
-)
-def test_a_step_has_one_all_reduce(request, case):
+@pytest.mark.parametrize("case", [case for case in CASES if case != "noisy"])
+def test_a_step_has_one_all_reduce(found, case):
     """In the body of the loop over steps, in no loop inside it; with FSDP one all-gather too."""
-    found = request.getfixturevalue("found_slow" if case in SLOW_CASES else "found")
     everything = {name: said_in(run) for name, run in found[case].items() if name in ("8 devices", "fsdp")}
     for name, said in everything.items():
         kinds = [(one.kind, len(one.loops), one.times) for one in said]
@@ -255,10 +243,9 @@ def test_a_step_has_one_all_reduce(request, case):
         assert sorted(kinds) == [*([("all-gather", 1, 1)] if name == "fsdp" else []), ("all-reduce", 1, 1)]
 
 
-@pytest.mark.slow
-def test_batch_statistics_cost_two_more(found_slow):
+def test_batch_statistics_cost_two_more(found):
     """The mean over the whole batch forward, and its gradient backward: as the task asks for."""
-    assert [(one.kind, one.loops) for one in said_in(found_slow["noisy"]["8 devices"])] == [("all-reduce", (None,))] * 3
+    assert [(one.kind, one.loops) for one in said_in(found["noisy"]["8 devices"])] == [("all-reduce", (None,))] * 3
 
 
 def test_fsdp_keeps_an_eighth(found):
