@@ -265,10 +265,11 @@ def test_jit_and_vmap():
         return nnx.merge(graphdef, state)(x, t, condition, rng=keys)
 
     expected = apply(state, x, t, condition, keys)
-    np.testing.assert_allclose(jax.jit(apply)(state, x, t, condition, keys), expected, atol=1e-5)
+    rounding = 2e-5 * np.abs(expected).max()  # of sums as large as the values, in another order
+    np.testing.assert_allclose(jax.jit(apply)(state, x, t, condition, keys), expected, atol=rounding)
     single = [array[:, None] for array in (x, t, condition, keys)]
     mapped = jax.jit(jax.vmap(apply, (None, 0, 0, 0, 0)))(state, *single)
-    np.testing.assert_allclose(mapped[:, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(mapped[:, 0], expected, atol=rounding)
 
 
 def test_embedding_of_time_tells_times_apart():
