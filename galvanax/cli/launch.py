@@ -16,7 +16,7 @@ from typing import IO, Any
 import tyro
 
 from galvanax.errors import ConfigError
-from galvanax.trainer.cluster import OWN, split_address, visible_gpus
+from galvanax.trainer.cluster import LOOPBACK, OWN, join_address, split_address, visible_gpus
 from galvanax.trainer.processes import TIMEOUT, present_gpus
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -114,11 +114,13 @@ def child_environments(options: LaunchCommand, environ: Mapping[str, str], prese
         )
     if total > count and options.coordinator is None:
         raise ConfigError("With processes on other machines, say where process 0 is: --coordinator HOST:PORT.")
-    if options.coordinator is not None:
-        split_address(options.coordinator, "--coordinator")
+    coordinator = options.coordinator
+    port = _free_port() if coordinator is None else split_address(coordinator, "--coordinator")[1]
+    if coordinator is None or total == count:  # nobody comes from elsewhere
+        coordinator = join_address(LOOPBACK, port)
     common = {
         **environ,
-        OWN[0]: options.coordinator or f"127.0.0.1:{_free_port()}",
+        OWN[0]: coordinator,
         OWN[1]: str(total),
         TIMEOUT: str(options.timeout),
     }
@@ -216,5 +218,5 @@ def _hasten(children: list[Child], seconds: float) -> None:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]

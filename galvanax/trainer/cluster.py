@@ -1,6 +1,8 @@
 """Which processes a run is made of, as the environment of each one tells."""
 
+import contextlib
 import dataclasses
+import ipaddress
 import re
 import zlib
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from galvanax.errors import ConfigError
 # Above the ports that Linux hands out by itself.
 FIRST_PORT, PORTS = 61440, 4096
 OWN = ("GALVANAX_COORDINATOR", "GALVANAX_NUM_PROCESSES", "GALVANAX_PROCESS_INDEX")
+LOOPBACK = "127.0.0.1"
 FIELDS = ("coordinator", "num_processes", "process_index")
 
 
@@ -33,6 +36,14 @@ class Cluster:
     source: str
     local_index: int | None = None
     local_count: int | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether they meet on the loopback of one machine, where no other machine may reach them."""
+        host, _ = split_address(self.coordinator, self.source)
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(host).is_loopback
+        return False
 
     def local_gpus(self, visible: int) -> list[int] | None:
         """Which of the visible GPUs are this process's; None for all.
@@ -59,7 +70,8 @@ def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
     `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` of GPU clouds: of launchers that start each other, the innermost
     counts. `GALVANAX_COORDINATOR`, `GALVANAX_NUM_PROCESSES` and `GALVANAX_PROCESS_INDEX` replace what the others say;
     in a Kubernetes Job, `JOB_COMPLETION_INDEX` stands in for the last. Processes with
-    `GALVANAX_NUM_PROCESSES=1` stay apart.
+    `GALVANAX_NUM_PROCESSES=1` stay apart. Where a launcher has all processes on one machine, they meet at 127.0.0.1,
+    unless `GALVANAX_COORDINATOR` names another address.
 
     Raises:
       ConfigError: variables are missing or make no sense; names them.
@@ -101,6 +113,11 @@ def split_address(address: str, source: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def join_address(host: str, port: int | str) -> str:
+    """What `split_address` takes apart."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def visible_gpus(environ: Mapping[str, str], present: int) -> list[str]:
     """The GPUs that a process with these variables may use, of so many that are present."""
     platforms = environ.get("JAX_PLATFORMS", "")
@@ -113,7 +130,9 @@ def visible_gpus(environ: Mapping[str, str], present: int) -> list[str]:
 
 
 def _checked(cluster: Cluster) -> Cluster | None:
-    split_address(cluster.coordinator, cluster.source)
+    host, port = split_address(cluster.coordinator, cluster.source)
+    if host == "localhost":  # which may be ::1, too
+        cluster = dataclasses.replace(cluster, coordinator=join_address(LOOPBACK, port))
     if not 0 <= cluster.process_index < cluster.num_processes:
         raise ConfigError(
             f"This is process {cluster.process_index} of {cluster.num_processes} (from {cluster.source}): "
@@ -141,7 +160,7 @@ def _open_mpi(environ: Mapping[str, str]) -> Cluster:
     if "MASTER_ADDR" in environ:
         host = environ["MASTER_ADDR"]
     elif size == local:
-        host = "127.0.0.1"
+        host = LOOPBACK
     elif launcher:
         host = launcher[1]
     else:
@@ -150,7 +169,8 @@ def _open_mpi(environ: Mapping[str, str]) -> Cluster:
             "mpirun -x MASTER_ADDR=HOST."
         )
     return Cluster(
-        _join(host, port), size, _number(environ, "OMPI_COMM_WORLD_RANK"), "OMPI_COMM_WORLD_RANK",
+        _address(environ, host, port, size, size == local),
+        size, _number(environ, "OMPI_COMM_WORLD_RANK"), "OMPI_COMM_WORLD_RANK",
         _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK"), local,
     )  # fmt: skip
 
@@ -159,15 +179,18 @@ def _slurm(environ: Mapping[str, str]) -> Cluster:
     count = _number(environ, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS")
     step = environ.get("SLURM_STEP_ID", "0")
     port = _port(_number(environ, "SLURM_JOB_ID") + (int(step) if step.isdigit() else 0))
+    tasks = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE") or "")
+    # The second counts the job's nodes, of which a step may have fewer.
+    nodes = environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or str(len(tasks))
     local = None
     # Where SLURM binds GPUs to tasks, a task sees no others.
     if not any(name in environ for name in ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_PER_TASK")):
-        tasks = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE") or "")
         node = int(environ.get("SLURM_NODEID", 0))
         local = tasks[node] if node < len(tasks) else None
     host = _first_host(environ["SLURM_STEP_NODELIST"])
     return Cluster(
-        _join(host, port), count, _number(environ, "SLURM_PROCID"), "SLURM_STEP_NODELIST",
+        _address(environ, host, port, count, nodes == "1"),
+        count, _number(environ, "SLURM_PROCID"), "SLURM_STEP_NODELIST",
         None if local is None else _number(environ, "SLURM_LOCALID"), local,
     )  # fmt: skip
 
@@ -176,14 +199,15 @@ def _ranks(environ: Mapping[str, str]) -> Cluster:
     port = _number(environ, "MASTER_PORT")
     if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         port += 1  # torchrun itself listens there
-    several = "LOCAL_RANK" in environ and "LOCAL_WORLD_SIZE" in environ
+    count, local = _number(environ, "WORLD_SIZE"), None
+    if "LOCAL_RANK" in environ and "LOCAL_WORLD_SIZE" in environ:
+        local = _number(environ, "LOCAL_WORLD_SIZE")
     if not environ.get("MASTER_ADDR"):
         raise ConfigError("RANK and WORLD_SIZE are set, but not MASTER_ADDR: the processes cannot find each other.")
     return Cluster(
-        _join(environ["MASTER_ADDR"], port), _number(environ, "WORLD_SIZE"), _number(environ, "RANK"),
-        "MASTER_ADDR",
-        _number(environ, "LOCAL_RANK") if several else None,
-        _number(environ, "LOCAL_WORLD_SIZE") if several else None,
+        _address(environ, environ["MASTER_ADDR"], port, count, count == local),
+        count, _number(environ, "RANK"), "MASTER_ADDR",
+        None if local is None else _number(environ, "LOCAL_RANK"), local,
     )  # fmt: skip
 
 
@@ -207,8 +231,10 @@ def _port(number: int) -> int:
     return FIRST_PORT + number % PORTS
 
 
-def _join(host: str, port: int | str) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _address(environ: Mapping[str, str], host: str, port: int | str, count: int, one_machine: bool) -> str:
+    """Process 0's, which other machines cannot reach where a launcher has all of its processes on one."""
+    known = environ.get(OWN[1], str(count)) == str(count)  # else there are others than this launcher's
+    return join_address(LOOPBACK if one_machine and known else host, port)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

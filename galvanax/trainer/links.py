@@ -21,7 +21,7 @@ from galvanax.trainer.cluster import Cluster, split_address
 GRACE = 20.0  # seconds that a process has to leave a run that cannot go on, before it is ended
 SILENCE = 25  # seconds after which a machine that answers nothing counts as gone
 GREETING = "galvanax 1"
-LONGEST_HELLO = 4096
+LONGEST_HELLO, LONGEST = 4096, 2**24  # bytes of a line
 RESUME = (
     'The others end, too. Go on from the last checkpoint, on any number of processes: resume="auto" (--resume auto).'
 )
@@ -177,12 +177,12 @@ class Links:
         for other in list(self._sockets):
             self._send(other, {"ended": text, "entry": entry})
 
-    def _lose(self, index: int, text: str | None = None) -> None:
+    def _lose(self, index: int, text: str) -> None:
         """One of them is gone."""
         with self._changed:
             if self._all_done or self._lost is not None:
                 return
-            self._lost = text or f"{self.name(index)} was lost: its connection broke. {RESUME}"
+            self._lost = text
             self._bad_since = time.monotonic()
             self._changed.notify_all()
         if index == 0:  # jax is about to end this process, too, by a signal
@@ -217,20 +217,29 @@ class Links:
                     data = line.recv(2**16)
                 except OSError:
                     data = b""
-                if not data:
+                buffer += data
+                wrong = self._hear_lines(index, buffer) if data else "its connection broke"
+                if wrong:
                     selector.unregister(line)
                     del self._sockets[index]
                     line.close()
-                    self._lose(index)
-                    continue
-                buffer += data
-                while (end := buffer.find(b"\n")) >= 0:
-                    message = bytes(buffer[:end])
-                    del buffer[: end + 1]
-                    self._hear(index, json.loads(message))
+                    self._lose(index, f"{self.name(index)} was lost: {wrong}. {RESUME}")
             if not selector.get_map():
                 time.sleep(1.0)
             self._end_if_stuck()
+
+    def _hear_lines(self, index: int, buffer: bytearray) -> str | None:
+        """Takes whole lines from what has come; returns what is wrong with it, if anything is."""
+        while (end := buffer.find(b"\n")) >= 0:
+            message = _parse(buffer[:end])
+            del buffer[: end + 1]
+            try:
+                if message is None:
+                    raise ValueError("no message")
+                self._hear(index, message)
+            except (KeyError, TypeError, ValueError):
+                return "it said what makes no sense"
+        return f"it said more than {LONGEST} bytes at once" if len(buffer) > LONGEST else None
 
     def _hear(self, index: int, message: dict[str, Any]) -> None:
         if "say" in message:
@@ -292,7 +301,7 @@ def meet(cluster: Cluster, timeout: float, note: int) -> tuple[Links, int]:
     answer = _hello(cluster, line, me, deadline + timeout + 10)
     if answer is None or "refused" in answer:
         line.close()
-        said = "the connection was closed" if answer is None else answer["refused"]
+        said = "the connection was closed, or something else answered" if answer is None else answer["refused"]
         raise ConfigError(f"Process {cluster.process_index} at {_where(cluster)}: {said}")
     roster = [(host, pid) for host, pid in answer["roster"]]
     return Links(cluster.process_index, roster, {0: line}), answer["note"]
@@ -318,9 +327,8 @@ def _receive_all(
                     if other is not None:
                         _write(other, {"refused": error})
                 raise ConfigError(error) from None
-            line.settimeout(5.0)
-            hello = _read(line, LONGEST_HELLO)
-            if hello is None or hello.get("galvanax") != GREETING:
+            hello = _read(line, 5.0, LONGEST_HELLO)
+            if hello is None or not _is_hello(hello):
                 line.close()  # somebody else's
                 continue
             refusal = _refusal(cluster, hello, here)
@@ -335,6 +343,26 @@ def _receive_all(
     return sockets, [here[index][1] for index in range(cluster.num_processes)]
 
 
+def _is_hello(hello: dict[str, Any]) -> bool:
+    return (
+        hello.get("galvanax") == GREETING
+        and all(type(hello.get(name)) is int for name in ("index", "count"))  # True is no number
+        and 0 <= hello["index"] < hello["count"]
+        and _is_member([hello.get("host"), hello.get("pid")])
+    )
+
+
+def _is_answer(answer: dict[str, Any], count: int) -> bool:
+    roster = answer.get("roster")
+    met = isinstance(roster, list) and len(roster) == count and all(map(_is_member, roster))
+    return isinstance(answer.get("refused"), str) or (met and type(answer.get("note")) is int)
+
+
+def _is_member(member: Any) -> bool:
+    """Whether this is machine and process id of a process."""
+    return isinstance(member, list) and [type(value) for value in member] == [str, int]
+
+
 def _refusal(cluster: Cluster, hello: dict[str, Any], here: dict[int, Any]) -> str | None:
     if hello["count"] != cluster.num_processes:
         return f"process 0 is one of {cluster.num_processes} processes, process {hello['index']} of {hello['count']}."
@@ -346,10 +374,9 @@ def _refusal(cluster: Cluster, hello: dict[str, Any], here: dict[int, Any]) -> s
 
 def _listen(cluster: Cluster) -> socket.socket:
     host, port = split_address(cluster.coordinator, cluster.source)
-    local = host in ("localhost", "127.0.0.1", "::1")
     try:
-        if local:
-            family = socket.AF_INET6 if host == "::1" else socket.AF_INET
+        if cluster.is_local:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, port), family=family, backlog=cluster.num_processes)
         if socket.has_dualstack_ipv6():
             return socket.create_server(
@@ -383,10 +410,9 @@ def _connect(cluster: Cluster, timeout: float, deadline: float) -> socket.socket
 def _hello(cluster: Cluster, line: socket.socket, me: tuple[str, int], deadline: float) -> dict[str, Any] | None:
     hello = {"galvanax": GREETING, "index": cluster.process_index, "count": cluster.num_processes}
     _write(line, {**hello, "host": me[0], "pid": me[1]})
-    line.settimeout(max(1.0, deadline - time.monotonic()))
-    answer = _read(line)
+    answer = _read(line, max(1.0, deadline - time.monotonic()))
     line.settimeout(SILENCE)
-    return answer
+    return answer if answer is not None and _is_answer(answer, cluster.num_processes) else None
 
 
 def _where(cluster: Cluster) -> str:
@@ -410,16 +436,25 @@ def _write(line: socket.socket, message: dict[str, Any]) -> None:
         line.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _read(line: socket.socket, longest: int = 2**24) -> dict[str, Any] | None:
-    """The next message; None where something else comes, or nothing."""
-    data = bytearray()
+def _read(line: socket.socket, seconds: float, longest: int = LONGEST) -> dict[str, Any] | None:
+    """The next message; None where something else comes, or nothing in so many seconds."""
+    data, deadline = bytearray(), time.monotonic() + seconds
     try:
         while not data.endswith(b"\n"):
+            line.settimeout(max(0.001, deadline - time.monotonic()))
             part = line.recv(1)  # what lies behind it is the watching thread's
-            if not part or len(data) > longest:
+            if not part or len(data) > longest or time.monotonic() > deadline:
                 return None
             data += part
-        message = json.loads(data)
-    except (OSError, ValueError):
+    except OSError:
+        return None
+    return _parse(data)
+
+
+def _parse(line: bytearray) -> dict[str, Any] | None:
+    """The message that a line is; None where it is none."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None

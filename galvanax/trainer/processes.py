@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from galvanax import errors
 from galvanax.errors import CheckpointError, ConfigError, GalvanaxError, Preempted, ProcessError
-from galvanax.trainer.cluster import OWN, Cluster, find_cluster, split_address, visible_gpus
+from galvanax.trainer.cluster import OWN, Cluster, find_cluster, join_address, split_address, visible_gpus
 from galvanax.trainer.links import GRACE, Links, meet
 
 T = TypeVar("T")
@@ -74,13 +74,15 @@ def initialize(
     links, port = meet(cluster, _timeout(timeout), _free_port() if cluster.process_index == 0 else 0)
     _configure()
     host, _ = split_address(cluster.coordinator, cluster.source)
+    address = join_address(host, port)
     links.enter()
     jax.distributed.initialize(
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        address,
         cluster.num_processes,
         cluster.process_index,
         local_device_ids=gpus,
         cluster_detection_method="deactivate",
+        coordinator_bind_address=address if cluster.is_local else None,  # else all interfaces
         heartbeat_timeout_seconds=HEARTBEATS,
         shutdown_timeout_seconds=HEARTBEATS,
     )

@@ -1,11 +1,13 @@
 """Which processes there are, from literal environments of each launcher."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 import galvanax as gx
+from galvanax.cli.launch import LaunchCommand, child_environments
 from galvanax.trainer.cluster import OWN, Cluster, find_cluster, visible_gpus
 
 SLURM = {
@@ -77,6 +79,42 @@ def test_on_one_machine_open_mpi_needs_no_address():
     cluster = find_cluster(environ)
     assert cluster.coordinator.startswith("127.0.0.1:")
     assert find_cluster({**environ, "OMPI_COMM_WORLD_RANK": "0"}).coordinator == cluster.coordinator
+
+
+ONE_NODE = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "6", "SLURM_STEP_NODELIST": "gpu3", "SLURM_NODEID": "0"}
+LAUNCH = LaunchCommand(processes=2, coordinator="node-0:7000")
+
+
+@pytest.mark.parametrize(
+    ("environ", "coordinator"),
+    [
+        (child_environments(LAUNCH, {}, 0)[1], "127.0.0.1:7000"),
+        (child_environments(dataclasses.replace(LAUNCH, total=4), {}, 0)[1], "node-0:7000"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, "127.0.0.1:64591"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "MASTER_ADDR": "h"}, "127.0.0.1:64591"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "16"}, "127.0.0.1:29500"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "16", "MASTER_ADDR": "fe80::1"}, "127.0.0.1:29500"),
+        (ONE_NODE, "127.0.0.1:61587"),
+        (ONE_NODE | {"SLURM_GPUS_PER_TASK": "1"}, "127.0.0.1:61587"),
+        (SLURM | {"SLURM_STEP_NUM_NODES": "1"}, "127.0.0.1:61587"),
+        (SLURM | {"SLURM_NNODES": "1"}, "127.0.0.1:61587"),
+        (SLURM | {"SLURM_STEP_NUM_NODES": "2"}, "gpu003:61587"),
+        (ONE_NODE | {"SLURM_STEP_NUM_NODES": "1", "SLURM_NNODES": "2"}, "127.0.0.1:61587"),
+        (GALVANAX | {"GALVANAX_COORDINATOR": "localhost:7000"}, "127.0.0.1:7000"),
+        (GALVANAX | {"GALVANAX_COORDINATOR": "127.0.1.1:7000"}, "127.0.1.1:7000"),
+        (GALVANAX | {"GALVANAX_COORDINATOR": "[::1]:7000"}, "[::1]:7000"),
+        # What is said explicitly counts.
+        (ONE_NODE | {"GALVANAX_COORDINATOR": "node-0:7000"}, "node-0:7000"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "16", "GALVANAX_COORDINATOR": "node-0:7000"}, "node-0:7000"),
+        # More processes than the launcher knows of.
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "16", "GALVANAX_NUM_PROCESSES": "32"}, "10.0.0.7:29500"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "16", "GALVANAX_NUM_PROCESSES": "16"}, "127.0.0.1:29500"),
+    ],
+)
+def test_processes_of_one_machine_meet_on_its_loopback(environ, coordinator):
+    cluster = find_cluster(environ)
+    assert cluster.coordinator == coordinator
+    assert cluster.is_local == coordinator.startswith(("127.", "[::1]"))
 
 
 def test_the_innermost_launcher_counts():

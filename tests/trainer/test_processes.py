@@ -5,14 +5,19 @@ sharded run, evaluates, is refused what makes no sense, trains on, and loses one
 then one take both runs over.
 """
 
+import contextlib
 import dataclasses
+import ipaddress
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,9 +28,9 @@ from trainer.process_cases import EXACT, STEPS
 
 import galvanax as gx
 from galvanax.datamodules.arrays import BatchDataset
+from galvanax.runs.weights import read_weights
 from galvanax.trainer.cluster import OWN, Cluster
-from galvanax.trainer.links import meet
-from galvanax.trainer.weights import read_weights
+from galvanax.trainer.links import Links, meet
 
 TOLERANCE = 1e-5  # sums over a batch in another order, carried on by 44 steps of Adam; measured: 2.0e-7
 KILLED = 2
@@ -189,6 +194,83 @@ def test_process_0_is_lost(nursery):
         assert re.search(r"process 0 of 3 .* was lost|another task died", log.read_text())
 
 
+JOINS = """
+import galvanax as gx
+
+input()
+gx.distributed.initialize()
+print("joined", gx.distributed.count(), flush=True)
+input()
+"""
+
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """Address and port of each socket at which a process listens."""
+    inodes = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            inodes |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(path)))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = row.split()
+            address, port = fields[1].split(":")
+            if fields[3] == "0A" and fields[9] in inodes:  # LISTEN
+                words = [bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8)]
+                ip = ipaddress.ip_address(b"".join(words))
+                found.append((str(getattr(ip, "ipv4_mapped", None) or ip), int(port, 16)))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp6").exists() or sys.byteorder != "little", reason="reads Linux's tables")
+def test_on_one_machine_nothing_listens_to_others(tmp_path):
+    port = int(clusters(1)[0].coordinator.split(":")[1])
+    common = {name: value for name, value in os.environ.items() if name not in OWN} | {
+        "MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "x", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
+    }  # fmt: skip
+    # Gloo's can't be kept from listening where the machine's name leads to.
+    own = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
+    logs = [tmp_path / f"{index}.log" for index in range(2)]
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for index, log in enumerate(logs):
+            process = subprocess.Popen(
+                [sys.executable, "-c", JOINS],
+                env=common | {"RANK": str(index), "LOCAL_RANK": str(index)},
+                stdin=subprocess.PIPE,
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)
+
+        def go_on(*indices):
+            for index in indices:
+                processes[index].stdin.write(b"\n")
+                processes[index].stdin.flush()
+
+        def wait_until(condition):
+            deadline = time.monotonic() + 120
+            while not condition():
+                assert [process.poll() for process in processes] == [None, None], [log.read_text() for log in logs]
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+        go_on(0)
+        wait_until(lambda: listening(processes[0].pid))
+        assert listening(processes[0].pid) == [("127.0.0.1", port)]  # where they meet, until they have
+        go_on(1)
+        wait_until(lambda: all("joined 2" in log.read_text() for log in logs))
+        zero, one = (listening(process.pid) for process in processes)
+        print(f"\nprocess 0 listens at {zero}, process 1 at {one}")
+        for address, _ in zero + one:
+            assert ipaddress.ip_address(address).is_loopback or address in own
+        assert "127.0.0.1" in {address for address, _ in zero}  # jax's service
+        go_on(0, 1)
+        assert [process.wait(60) for process in processes] == [0, 0], [log.read_text() for log in logs]
+
+
 # Meeting, and talking, without jax: the processes are threads here.
 
 
@@ -275,6 +357,79 @@ def test_a_stranger_calls():
 
     outcomes = at_once(lambda: meet(zero, 20, 0), call, lambda: (time.sleep(1), meet(one, 20, 0)))
     assert not any(isinstance(outcome, Exception) for outcome in outcomes)
+
+
+HELLO = {"galvanax": "galvanax 1", "index": 1, "count": 2, "host": "h", "pid": 7}
+MALFORMED = [
+    *({**HELLO, name: wrong} for name in ("index", "count", "pid") for wrong in (None, "1", 1.0, True, [1], {})),
+    *({**HELLO, "host": wrong} for wrong in (None, 1, ["h"])),
+    *({key: value for key, value in HELLO.items() if key != name} for name in HELLO),
+    *({**HELLO, "index": index} for index in (-1, 2, 10**30)),
+    {**HELLO, "count": -2},
+    [HELLO],
+    "hello",
+]
+
+
+def test_greetings_that_make_no_sense():
+    zero, one = clusters(2)
+    answers = []
+
+    def call():
+        time.sleep(0.3)
+        lines = [json.dumps(hello).encode() for hello in MALFORMED]
+        for data in (*lines, b"", b"{", b"\xff\xfe", b"[" * 4000, b"{" * 5000):
+            with socket.create_connection(("127.0.0.1", int(zero.coordinator.split(":")[1])), timeout=10) as line:
+                try:
+                    line.sendall(data + b"\n")
+                    answers.append(line.recv(100))
+                except ConnectionResetError:  # it has not read it all
+                    answers.append(b"")
+
+    outcomes = at_once(lambda: meet(zero, 20, 7), lambda: (call(), meet(one, 20, 0))[1])
+    assert [outcome[1] for outcome in outcomes] == [7, 7], outcomes
+    assert answers == [b""] * (len(MALFORMED) + 5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"refused": 1}, {"roster": [["h", 1]], "note": 7}, {"roster": [["h", 1], ["h", None]], "note": 7},
+     {"roster": [["h", 1], 5], "note": 7}, {"roster": [["h", 1], ["h", 2]]}, []],
+)  # fmt: skip
+def test_an_answer_that_makes_no_sense(answer):
+    _, one = clusters(2)
+
+    def serve():
+        with socket.create_server(("127.0.0.1", int(one.coordinator.split(":")[1]))) as server:
+            line, _ = server.accept()
+            with line:
+                line.sendall(json.dumps(answer).encode() + b"\n")
+                line.recv(10**4)
+
+    _, error = at_once(serve, lambda: meet(one, 5, 0))
+    assert isinstance(error, gx.ConfigError), error
+    assert "something else answered" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "makes no sense"),
+        (b"[" * 10**6 + b"\n", "makes no sense"),
+        (b"5\n", "makes no sense"),
+        (b'{"say": [[1], 2], "label": "x", "value": 0}\n', "makes no sense"),
+        (b'{"say": [1, 1]}\n', "makes no sense"),
+        (b"x" * (2**24 + 2**17), "more than 16777216 bytes"),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_a_lost_process(data, says):
+    here, there = socket.socketpair()
+    links = Links(0, [("a", 1), ("b", 2)], {1: here})
+    there.settimeout(20)
+    with there, contextlib.suppress(ConnectionError):
+        there.sendall(data)
+        assert there.recv(2**16) == b""
+    assert re.search(rf"process 1 of 2 \(b, pid 2\) was lost: it said .*{says}.*resume=", links.trouble(10))
 
 
 def test_the_port_is_taken():
