@@ -2,7 +2,6 @@
 
 from galvanax import envs, networks, physics, rendering
 from galvanax.callbacks.callback import Callback
-from galvanax.callbacks.checkpoint import Checkpoint
 from galvanax.callbacks.csv_logger import CSVLogger
 from galvanax.callbacks.early_stopping import EarlyStopping
 from galvanax.callbacks.ema import EMA
@@ -37,6 +36,8 @@ from galvanax.errors import (
 )
 from galvanax.experiments.experiment import Experiment
 from galvanax.physics.collect import collect_random_rollouts
+from galvanax.runs.checkpoint import Checkpoint
+from galvanax.runs.export import export_safetensors
 from galvanax.tasks.acceleration import AccelerationTask
 from galvanax.tasks.dynaflow import DynaFlowTask, StateFlowTask
 from galvanax.tasks.flow_matching import FlowMatchingTask
@@ -46,7 +47,6 @@ from galvanax.tasks.policy_export import export_onnx, export_stablehlo, policy_m
 from galvanax.tasks.ppo import PPOTask
 from galvanax.tasks.task import Task
 from galvanax.trainer import processes as distributed
-from galvanax.trainer.export import export_safetensors
 from galvanax.trainer.run import FitResult, Run
 from galvanax.trainer.schedule import Epochs, Minutes, Steps
 from galvanax.trainer.state import TrainState

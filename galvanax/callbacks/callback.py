@@ -1,6 +1,7 @@
 """The contract of a callback: WHAT ELSE happens in a run."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,10 @@ class Callback:
     *Traced* methods become part of the compiled step. *Host* methods run between dispatches: `on_step` on exactly the
     steps that `next_step` names. Host state belongs in attributes set by `on_fit_start`, and, if a resumed run must
     continue it, in `host_state` and `restore_host_state`.
+
+    The order is that of the list, with those that `runs_last` behind; and at the end of a run: `on_step`, where one is
+    due; `on_train_end`; the last checkpoint, with `on_save` before it; `on_fit_end`. An error in one of them ends the
+    run, once all others have been told what it was told; the last whole step is saved first.
 
     With several processes, each has the callback and calls its host methods at the same steps with the same metrics,
     unless `main_process_only`. What computes with `run.state` must then do so in all of them.
@@ -89,14 +94,17 @@ class Callback:
     def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
         """After a validation, with names such as `"val/loss"`."""
 
+    def on_train_end(self, run: "Run") -> None:
+        """After the last step, also when the run was stopped early, while everything still works."""
+
     def on_fit_end(self, run: "Run", result: "FitResult") -> None:
-        """After the last step, also when the run was stopped early."""
+        """After the last checkpoint: time to close what is open."""
 
     def on_exception(self, run: "Run", error: BaseException) -> None:
-        """When the run ends by an exception, which is raised again afterwards."""
+        """When the run ends by an exception, which is raised again; also where that came from an `on_fit_end`."""
 
     def host_state(self) -> dict[str, Any]:
-        """JSON data that a checkpoint keeps for `restore_host_state`."""
+        """JSON data that a checkpoint keeps for `restore_host_state`; copied at once."""
         return {}
 
     def restore_host_state(self, state: dict[str, Any]) -> None:
@@ -113,11 +121,11 @@ def evaluation_params(state: TrainState, callbacks: dict[str, Callback]) -> Arra
     return params
 
 
-def name_callbacks(callbacks: list[Callback]) -> dict[str, Callback]:
+def name_callbacks(callbacks: Sequence[Callback]) -> dict[str, Callback]:
     """Names callbacks by class, `"EMA"`, `"EMA_2"`: the keys of their slots and host state."""
     named: dict[str, Callback] = {}
     for callback in sorted(callbacks, key=lambda c: c.runs_last):
         base = type(callback).__name__
-        count = sum(type(other) is type(callback) for other in named.values())
+        count = sum(type(other).__name__ == base for other in named.values())
         named[base if count == 0 else f"{base}_{count + 1}"] = callback
     return named

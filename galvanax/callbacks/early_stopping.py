@@ -1,14 +1,18 @@
 """Stopping when a metric no longer improves."""
 
 import dataclasses
+import logging
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from galvanax.callbacks.callback import Callback
 from galvanax.errors import ConfigError
+from galvanax.runs.checkpoint_meta import check_mode
 
 if TYPE_CHECKING:
     from galvanax.trainer.run import Run
+
+log = logging.getLogger("galvanax")
 
 
 @dataclasses.dataclass
@@ -36,6 +40,8 @@ class EarlyStopping(Callback):
 
     def on_fit_start(self, run: "Run") -> None:
         """See `Callback`."""
+        self._run = run
+        self._reason: str | None = None
         self._best, self._waited = math.inf, 0
 
     def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
@@ -43,26 +49,33 @@ class EarlyStopping(Callback):
         sign = 1 if self.mode == "min" else -1
         value = metrics[self.monitor]
         if self.threshold is not None and sign * value <= sign * self.threshold:
-            run.stop(f"{self.monitor} is {value:.6g}, as good as the threshold {self.threshold:.6g}")
+            self._stop(f"{self.monitor} is {value:.6g}, as good as the threshold {self.threshold:.6g}")
         elif sign * value < self._best - self.min_delta:
             self._best, self._waited = sign * value, 0
         else:
             self._waited += 1
             if self._waited > self.patience:
                 best = f"{sign * self._best:.6g}"
-                run.stop(f"{self.monitor} has not improved on {best} in {self._waited} validations")
+                self._stop(f"{self.monitor} has not improved on {best} in {self._waited} validations")
 
     def host_state(self) -> dict[str, Any]:
         """See `Callback`."""
-        return {"best": None if math.isinf(self._best) else self._best, "waited": self._waited}
+        return {"best": self._best, "waited": self._waited, "reason": self._reason}
 
     def restore_host_state(self, state: dict[str, Any]) -> None:
         """See `Callback`."""
-        self._best = math.inf if state["best"] is None else state["best"]
-        self._waited = state["waited"]
+        self._best, self._waited = state["best"], state["waited"]
+        if state["reason"] is None:
+            return
+        if self._run.prolonged:
+            log.warning("the run was stopped at step %d (%s), and goes on", self._run.step, state["reason"])
+        else:
+            log.warning(
+                "the run has ended at step %d: %s. More steps, another patience or resume=\"last\" go on.",
+                self._run.step, state["reason"],
+            )  # fmt: skip
+            self._stop(state["reason"])
 
-
-def check_mode(mode: str | None, owner: str) -> None:
-    """Raises ConfigError unless the mode is "min" or "max"; it is never guessed."""
-    if mode not in ("min", "max"):
-        raise ConfigError(f'{owner}.mode={mode!r}: expected "min" (less is better) or "max".')
+    def _stop(self, reason: str) -> None:
+        self._reason = reason
+        self._run.stop(reason)

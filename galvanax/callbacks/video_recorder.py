@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 from flax import nnx
 
 from galvanax.callbacks.callback import Callback
-from galvanax.errors import ConfigError, DataError, RenderError
+from galvanax.errors import ConfigError, GalvanaxError
+from galvanax.files import describe_os_error
 from galvanax.rendering.renderer import start_gl
 from galvanax.rendering.trajectory_npz import MotionClip
 from galvanax.rendering.write_clip import NEED_GL, Format, check_formats, write_clip
 from galvanax.trainer import processes
-from galvanax.trainer.schedule import Epochs, Steps, next_multiple
+from galvanax.trainer.schedule import Epochs, Steps, check_interval, next_multiple
 
 if TYPE_CHECKING:
     from galvanax.datamodules.datamodule import DataModule
@@ -63,6 +64,9 @@ class VideoRecorder(Callback):
     height: int = 480
     formats: tuple[Format, ...] = ("mp4", "png", "html", "npz")
 
+    def __post_init__(self) -> None:
+        check_interval("VideoRecorder.every", self.every, (Steps, Epochs), optional=True)
+
     def on_fit_start(self, run: "Run") -> None:
         """Checks settings, task and renderer.
 
@@ -108,9 +112,11 @@ class VideoRecorder(Callback):
         stem = run.run_dir / "videos" / f"step_{run.step:08}"
         try:
             self._write(stem, clip, f"{run.config['trainer'].get('name') or run.run_dir.name}, step {run.step}")
-        except (RenderError, ConfigError, DataError) as error:
+        except Exception as error:  # also of ffmpeg, MuJoCo and the system
             if not self._warned:
-                log.warning("VideoRecorder: %s The run goes on.", error)
+                reason = describe_os_error(error, stem) if isinstance(error, OSError) else error
+                what = f"{error}" if isinstance(error, GalvanaxError) else f"{stem}.* can't be written: {reason}."
+                log.warning("VideoRecorder: %s The run goes on.", what)
             self._warned = True
 
     def _write(self, stem: Path, clip: MotionClip, title: str) -> None:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.patterns import check_patterns, matching
 from galvanax.errors import CheckpointError, ConfigError
+from galvanax.runs.weights import describe, read_weights
 from galvanax.trainer import processes
 from galvanax.trainer.state import Arrays
-from galvanax.trainer.weights import describe, read_weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,8 @@ from rich.text import Text
 from galvanax.cli.hardware import HARDWARE, estimate
 from galvanax.errors import ConfigError
 from galvanax.experiments.experiment import Experiment
-from galvanax.trainer import config
-from galvanax.trainer.checkpoints import name_leaves
+from galvanax.runs import config
+from galvanax.runs.arrays import name_leaves
 from galvanax.trainer.compiled_text import collectives, work
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.run import STATE_FIELDS

@@ -3,11 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-from galvanax.callbacks.checkpoint import Checkpoint
 from galvanax.cli.simulate import simulate
 from galvanax.datamodules.trajectories import TrajectoryDataModule
 from galvanax.experiments.experiment import Experiment
 from galvanax.experiments.standard_callbacks import standard_callbacks
+from galvanax.runs.checkpoint import Checkpoint
 from galvanax.tasks.gru_dynamics import GRUDynamicsTask
 from galvanax.trainer.schedule import Epochs
 from galvanax.trainer.trainer import Trainer

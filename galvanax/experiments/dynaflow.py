@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from galvanax.callbacks.checkpoint import Checkpoint
 from galvanax.datamodules.motions import MotionDataModule
 from galvanax.envs.systems import load_system
 from galvanax.errors import DataError
 from galvanax.experiments.experiment import Experiment
 from galvanax.experiments.standard_callbacks import standard_callbacks
-from galvanax.partial_file import partial_file
+from galvanax.files import partial_file
 from galvanax.physics.rollout import rollout
+from galvanax.runs.checkpoint import Checkpoint
 from galvanax.tasks.dynaflow import DynaFlowTask, StateFlowTask
 from galvanax.tasks.flow_matching import FlowMatchingTask
 from galvanax.trainer.schedule import Epochs

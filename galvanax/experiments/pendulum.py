@@ -1,9 +1,9 @@
 """A pendulum's dynamics, learned from random motion in MJX."""
 
-from galvanax.callbacks.checkpoint import Checkpoint
 from galvanax.datamodules.rollouts import RolloutDataModule
 from galvanax.experiments.experiment import Experiment
 from galvanax.experiments.standard_callbacks import standard_callbacks
+from galvanax.runs.checkpoint import Checkpoint
 from galvanax.tasks.acceleration import AccelerationTask
 from galvanax.trainer.trainer import Trainer
 

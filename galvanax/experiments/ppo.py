@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from galvanax.callbacks.checkpoint import Checkpoint
 from galvanax.datamodules.environment import EnvironmentDataModule
 from galvanax.envs.classic.cart_pole import CartPole
 from galvanax.envs.classic.hopper import Hopper
@@ -12,6 +11,7 @@ from galvanax.envs.legged.h1 import H1
 from galvanax.envs.legged.h1_2 import H1_2
 from galvanax.experiments.experiment import Experiment
 from galvanax.experiments.standard_callbacks import standard_callbacks
+from galvanax.runs.checkpoint import Checkpoint
 from galvanax.tasks.ppo import PPOTask
 from galvanax.trainer.schedule import Steps
 from galvanax.trainer.trainer import Trainer

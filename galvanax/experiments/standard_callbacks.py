@@ -1,7 +1,6 @@
 """The callbacks that every shipped experiment has."""
 
 from galvanax.callbacks.callback import Callback
-from galvanax.callbacks.checkpoint import Checkpoint
 from galvanax.callbacks.csv_logger import CSVLogger
 from galvanax.callbacks.ema import EMA
 from galvanax.callbacks.gradient_clipping import GradientClipping
@@ -9,6 +8,7 @@ from galvanax.callbacks.model_summary import ModelSummary
 from galvanax.callbacks.progress_bar import ProgressBar
 from galvanax.callbacks.tensorboard_logger import TensorBoardLogger
 from galvanax.callbacks.wandb_logger import WandBLogger
+from galvanax.runs.checkpoint import Checkpoint
 
 
 def standard_callbacks(checkpoint: Checkpoint, ema: float | None = None) -> dict[str, Callback]:

@@ -11,7 +11,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from galvanax.partial_file import partial_file
+from galvanax.files import partial_file
 from galvanax.rendering.trajectory_npz import MotionClip, model_name
 from galvanax.rendering.view import choose_view, geom_color, visible_geoms
 

@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 
 from galvanax.errors import DataError, nearest
-from galvanax.partial_file import partial_file
+from galvanax.files import partial_file
 from galvanax.physics.models import bundled_models, load_model
 
 # As in logs, so that a saved trajectory with controls can be trained on (`galvanax.read_trajectories`).

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from galvanax.errors import ConfigError, DataError, RenderError
-from galvanax.partial_file import partial_file
+from galvanax.files import partial_file
 
 FASTEST = 1000
 GAP = 4  # pixels between the pictures of a contact sheet

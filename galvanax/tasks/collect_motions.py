@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from galvanax.errors import ConfigError, DataError
-from galvanax.partial_file import partial_file
+from galvanax.files import partial_file
 from galvanax.rendering.trajectory_npz import model_name
 from galvanax.tasks.policy_rollout import Episodes, control_dt, episode_keys, mujoco_model, play_episodes
 

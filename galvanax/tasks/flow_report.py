@@ -1,4 +1,4 @@
-"""The figures of a flow over trajectories: `evaluation.json`, plots and a film."""
+"""The figures of a flow over trajectories, plots and a film."""
 
 import logging
 import statistics

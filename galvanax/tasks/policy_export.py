@@ -16,9 +16,9 @@ from flax import nnx
 
 from galvanax.envs.legged.legged import LeggedEnvironment
 from galvanax.errors import ConfigError
+from galvanax.files import partial_file
 from galvanax.networks.actor_critic import ActorCritic
 from galvanax.networks.mlp import MLP
-from galvanax.partial_file import partial_file
 from galvanax.tasks.policy_rollout import control_dt, mujoco_model
 
 if TYPE_CHECKING:

@@ -11,9 +11,13 @@ import optax
 from flax import nnx
 
 from galvanax.errors import ConfigError
-from galvanax.trainer.checkpoints import load_weights
+from galvanax.runs.checkpoints import CheckpointFolder, check_task, verified_meta
+from galvanax.runs.config import from_json
+from galvanax.runs.integrity import META
+from galvanax.runs.run_folder import find_run
+from galvanax.runs.weights import load_model
 from galvanax.trainer.data_axis import WHOLE
-from galvanax.trainer.state import TrainState
+from galvanax.trainer.state import ModelDef, TrainState
 
 if TYPE_CHECKING:
     from galvanax.datamodules.datamodule import DataModule
@@ -111,7 +115,7 @@ class Task:
         num_examples: int | None = None,
         beside: Mapping[str, "tuple[Task, nnx.Module]"] | None = None,
     ) -> dict[str, Any]:
-        """Figures of merit beyond the test metrics, for `evaluation.json`; may leave PNG plots in `output_dir`.
+        """Figures of merit beyond the test metrics, for `evaluations/STEP/`; may leave PNG plots in `output_dir`.
 
         Args:
           model: with evaluation weights.
@@ -148,7 +152,10 @@ class Task:
         Raises:
           CheckpointError: there is none, it is damaged, or it is of another task.
         """
-        return load_weights(cls, run_dir, checkpoint, averaged)
+        folder = CheckpointFolder(find_run(run_dir)).find(checkpoint)
+        meta = verified_meta(folder)
+        task = from_json(cls, check_task(folder, meta, cls.__name__), str(folder / META))
+        return task, load_model(ModelDef(task.build_model), folder, meta, averaged)
 
     def checked_loss(self, model: nnx.Module, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """`loss`, with its result's form checked while tracing."""

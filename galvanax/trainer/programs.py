@@ -34,7 +34,9 @@ def stream_key(seed: int, stream: int) -> jax.Array:
 def train_program(
     task: "Task", callbacks: dict[str, Callback], state: TrainState, batch: Spec, capacity: int, devices: Devices
 ) -> tuple[Callable[..., Any], list[str]]:
-    """Returns `run(state, stack, count, key) -> (state, {metric: (capacity,)})`, uncompiled, and the metrics' names.
+    """Returns `run(state, stack, count, key) -> (state, ({metric: (capacity,)}, broken))`, uncompiled, and the metrics.
+
+    `broken` `(weights,)` says which of `weight_names` were finite before these steps and are no longer.
 
     Args:
       task: whose `train_step` is run.
@@ -67,10 +69,33 @@ def train_program(
             return state, {name: rows[name].at[index].set(value) for name, value in values.items()}
 
         with in_mesh(devices.mesh):
-            return jax.lax.fori_loop(0, count, body, (state, {name: jnp.zeros(capacity) for name in metrics}))
+            before = _finite(state)
+            state, rows = jax.lax.fori_loop(0, count, body, (state, {name: jnp.zeros(capacity) for name in metrics}))
+            return state, (rows, before & ~_finite(state))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, placed)
     return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings, devices.replicated)), list(metrics)
+
+
+def weight_names(state: TrainState) -> list[str]:
+    """The arrays that must stay finite: parameters, and the model's other numbers."""
+    return [f"{field}/{name}" for field, name, _ in _weights(state)]
+
+
+def _weights(state: TrainState) -> list[tuple[str, str, Any]]:
+    fields = (("params", state.params), ("variables", state.variables))
+    return [
+        (field, name, leaf)
+        for field, leaves in fields
+        for name, leaf in leaves.items()
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+
+
+def _finite(state: TrainState) -> jax.Array:
+    """Which of `weight_names` are finite, `(weights,)`; one pass over them for a whole dispatch."""
+    flags = [jnp.isfinite(leaf).all() for _, _, leaf in _weights(state)]
+    return jnp.stack(flags) if flags else jnp.zeros(0, bool)
 
 
 def lower_train_program(program: Any, state: TrainState, batch: Spec, capacity: int, devices: Devices) -> Any:

@@ -2,9 +2,7 @@
 
 import collections
 import dataclasses
-import json
 import logging
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from galvanax.callbacks.callback import Callback, evaluation_params
 from galvanax.errors import NonFiniteError, ProcessError
-from galvanax.trainer import config, placement, processes
-from galvanax.trainer.checkpoints import CheckpointFolder, name_leaves
+from galvanax.runs import config
+from galvanax.runs.arrays import name_leaves
+from galvanax.runs.checkpoint_meta import CheckpointMeta
+from galvanax.runs.checkpoints import CheckpointFolder
+from galvanax.runs.run_folder import write_config
+from galvanax.trainer import placement, processes
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.feed import TrainFeed
+from galvanax.trainer.hooks import Hooks
+from galvanax.trainer.metric_window import MetricWindow
 from galvanax.trainer.pace import Pace
-from galvanax.trainer.programs import lower_train_program
+from galvanax.trainer.programs import lower_train_program, weight_names
 from galvanax.trainer.schedule import next_multiple
 from galvanax.trainer.state import TrainState
 
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("galvanax")
 
-CONFIG = "config.json"
 STATE_FIELDS = ("step", "params", "variables", "opt_state", "carry", "slots")
 
 
@@ -75,10 +77,12 @@ class Run:
       metric_names: every metric that training and validation will give.
       metrics: the last value of each.
       config: JSON of task, data, trainer and callbacks.
-      visited: the last step at which validation and callbacks were due.
+      visited: the last step at which all that was due is done.
       validated_at: the step of the last validation, or -1.
       settled: whether state, position and what callbacks have been told agree, so that a save would be of this step.
       resumed: whether the state came from a checkpoint.
+      prolonged: whether a resumed run was asked to go on although it may have been stopped: by more steps, other
+        callbacks, or any `resume` but "auto".
       stop_reason: set by `stop`.
     """
 
@@ -99,6 +103,7 @@ class Run:
     config: dict[str, Any]
     step: int = 0
     resumed: bool = False
+    prolonged: bool = False
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     visited: int = 0
     validated_at: int = -1
@@ -106,18 +111,19 @@ class Run:
     stop_reason: str | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
     _in_flight: collections.deque[tuple[range, Any]] = dataclasses.field(default_factory=collections.deque)
-    _window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     _host: dict[str, Any] = dataclasses.field(default_factory=dict)
-    _begun: list[Callback] = dataclasses.field(default_factory=list)
     _due: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._copy = _copy_program(self.callbacks)
+        self._weights = weight_names(self.state)
+        self._window = MetricWindow(self.trainer.log_every, self.num_steps)
         self._hosted = {
             name: callback
             for name, callback in self.callbacks.items()
             if processes.is_main() or not callback.main_process_only
         }
+        self._hooks = Hooks(self._hosted)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -186,82 +192,77 @@ class Run:
 
     def visit(self) -> None:
         """Does what is due at this step: validation, then the callbacks. Once, also if the run is interrupted here."""
-        self.settled = False
-        first, self.visited = self.visited != self.step, self.step
-        if first and self.step == self.next_validation(self.step - 1):
+        first = self.visited != self.step
+        if first and self.validated_at != self.step and self.step == self.next_validation(self.step - 1):
             self._validate()
+            self._hooks.raise_first()
+        self.visited = self.step
         for callback in self._hosted.values():
             if self.is_due(callback) or (first and callback.next_step(self.step - 1) == self.step):
-                callback.on_step(self)
+                self._hooks.call(callback, "on_step", self)
         self._due = frozenset()
+        self._hooks.raise_first()
         self._share_stop()
-        self.settled = True
         self.pace.pause()
 
     def end(self) -> FitResult:
         """Tells the callbacks that the run is over, and returns its outcome."""
-        self.emit("on_fit_end", self._result())
-        return self._result()
+        self._hooks.emit("on_train_end", self)
+        self._hooks.raise_first()
+        result = self._result()
+        self._hooks.emit("on_fit_end", self, result)
+        self._hooks.raise_first()
+        return result
 
     def fail(self, error: BaseException) -> None:
-        """Tells the callbacks that the run ends by an error."""
-        try:
-            if self.settled and not isinstance(error, ProcessError):
-                self.drain()
-        finally:
-            for callback in self._begun:
-                try:
-                    callback.on_exception(self, error)
-                except Exception as second:  # it must not hide the first
-                    log.warning("%s.on_exception failed: %s", type(callback).__name__, second)
+        """Tells the callbacks that the run ends by an error, once they know all that happened before it."""
+        while self._in_flight and self.settled and not isinstance(error, ProcessError):
+            try:
+                self._collect()
+            except Exception as second:  # it must not hide the first
+                log.warning("after the error: %s: %s", type(second).__name__, second)
+        self._hooks.fail(self, error)
 
-    def emit(self, hook: str, *args: Any) -> None:
-        """Calls a host method of every callback."""
-        for callback in self._hosted.values():
-            getattr(callback, hook)(self, *args)
-
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def snapshot(self) -> tuple[dict[str, Any], CheckpointMeta]:
         """What a checkpoint holds: copies of all arrays by path, and JSON data. Does not wait for the devices."""
-        self.emit("on_save")
+        self._hooks.emit("on_save", self)
         arrays = self._copy(self.state)
-        meta = {
-            "averaged": any(name.startswith("weights/") for name in arrays),
-            "epoch": self.epoch,
-            "config": self.config,
-            "position": self.feed.position,
-            "window": {name: list(rows) for name, rows in self._window.items()},
-            "metrics": dict(self.metrics),
-            "validated_at": self.validated_at,
-            "stop_reason": self.stop_reason,
-            "seconds": time.monotonic() - self.started,
-            "host": {name: callback.host_state() for name, callback in self._hosted.items()},
-            "versions": config.versions(),
-        }
+        meta = CheckpointMeta(
+            step=self.step,
+            epoch=self.epoch,
+            config=self.config,
+            position=self.feed.position,
+            window={name: list(rows) for name, rows in self._window.rows.items()},
+            metrics=dict(self.metrics),
+            validated_at=self.validated_at,
+            visited=self.visited,
+            stop_reason=self.stop_reason,
+            num_steps=self.num_steps,
+            seconds=time.monotonic() - self.started,
+            host=self._hooks.host_states(),
+            versions=config.versions(),
+            averaged=any(name.startswith("weights/") for name in arrays),
+        )
         return arrays, meta
 
-    def restore(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Continues from a checkpoint's state and meta data."""
-        self.state, self.step, self.resumed = state, meta["step"], True
-        self.visited, self.validated_at = self.step, meta["validated_at"]
-        self._host = meta["host"]
-        if meta["config"]["callbacks"] == self.config["callbacks"]:
-            self.stop_reason = meta["stop_reason"]  # with other callbacks, it is for them to stop
-        self.feed.position = meta["position"]
-        self._window = meta["window"]
-        self.metrics = meta["metrics"]
-        self.started = time.monotonic() - meta["seconds"]
+    def restore(self, state: TrainState, meta: CheckpointMeta, host: dict[str, Any], prolonged: bool) -> None:
+        """Continues from a checkpoint's state and meta data, and what it kept for each callback."""
+        self.state, self.step, self.resumed, self.prolonged = state, meta.step, True, prolonged
+        self.visited, self.validated_at = meta.visited, meta.validated_at
+        self._host = host
+        self.feed.position = meta.position
+        self._window.rows = meta.window
+        self.metrics = meta.metrics
+        self.started = time.monotonic() - meta.seconds
 
     def begin(self) -> None:
-        """Starts the callbacks, with the host state that a checkpoint kept of them, and writes config.json."""
-        for callback in self._hosted.values():
-            callback.on_fit_start(self)
-            self._begun.append(callback)
-        for name, callback in self._hosted.items():
-            if name in self._host:
-                callback.restore_host_state(self._host[name])
+        """Starts the callbacks, writes config.json, and does what an interrupted run has left undone at its step."""
+        self._hooks.begin(self, self._host)
         if self.run_dir is not None and processes.is_main():
-            (self.run_dir / CONFIG).write_text(json.dumps(self.config, indent=1))
+            write_config(self.run_dir, self.config)
         self._share_stop()
+        if self.visited != self.step:
+            self.visit()
 
     def next_validation(self, step: int) -> int | None:
         """The first step after `step` with a validation, or None where there is no validation data."""
@@ -283,7 +284,7 @@ class Run:
         metrics = self.evaluator.evaluate(params, self.state.variables, self.step)
         self.metrics |= metrics
         self.validated_at = self.step
-        self.emit("on_validation_end", metrics)
+        self._hooks.emit("on_validation_end", self, metrics)
 
     def _result(self) -> FitResult:
         folder = CheckpointFolder(self.run_dir) if self.run_dir else None
@@ -293,34 +294,34 @@ class Run:
     def _collect(self) -> None:
         self.settled = False
         steps, futures = self._in_flight.popleft()
-        values = {name: rows[: len(steps)] for name, rows in jax.device_get(futures).items()}
+        rows, broken = jax.device_get(futures)
+        values = {f"train/{name}": row[: len(steps)] for name, row in rows.items()}
         self.pace.finished(len(steps))
-        self._check_finite(steps, values)
-        self.emit("on_train_metrics", steps, {f"train/{name}": rows for name, rows in values.items()})
-        self._log(steps, values)
+        self._check_finite(steps, values, broken)
+        self._hooks.emit("on_train_metrics", self, steps, values)
+        for step, means in self._window.add(steps, values):
+            self.metrics |= means
+            self._hooks.emit("on_train_log", self, step, means)
         self.settled = True
+        self._hooks.raise_first()
 
-    def _check_finite(self, steps: range, values: dict[str, np.ndarray]) -> None:
-        losses = values.get("loss")
-        if losses is None or np.isfinite(losses).all():
+    def _check_finite(self, steps: range, values: dict[str, np.ndarray], broken: np.ndarray) -> None:
+        losses = values.get("train/loss", np.zeros(len(steps)))
+        if not np.isfinite(losses).all():
+            at = int(np.argmin(np.isfinite(losses)))
+            what = f"train/loss is {losses[at]} at step {steps[at]}."
+        elif broken.any():
+            # A metric may show the step, as grad_norm does.
+            odd = ~np.all([np.isfinite(row) for row in (losses, *values.values())], axis=0)
+            at = int(np.argmax(odd)) if odd.any() else len(steps) - 1
+            when = f"at step {steps[at]}" if odd.any() or len(steps) == 1 else f"in steps {steps[0]} to {steps[-1]}"
+            names = [name for name, bad in zip(self._weights, broken, strict=True) if bad]
+            more = f" (and {len(names) - 1} more)" if names[1:] else ""
+            what = f"{names[0]}{more} became NaN or infinite {when}; the loss was {losses[at]:.6g}."
+        else:
             return
-        first = int(np.argmin(np.isfinite(losses)))
-        why = self.task.explain_non_finite({name: float(rows[first]) for name, rows in values.items()})
-        raise NonFiniteError(f"train/loss is {losses[first]} at step {steps[first]}. {why}")
-
-    def _log(self, steps: range, values: dict[str, np.ndarray]) -> None:
-        every, done = self.trainer.log_every, 0
-        while done < len(steps):
-            boundary = min(-(-steps[done] // every) * every, steps[-1])
-            stop = boundary - steps[0] + 1
-            for name, rows in values.items():
-                self._window.setdefault(name, []).extend(rows[done:stop].tolist())
-            if boundary % every == 0 or boundary == self.num_steps:
-                means = {f"train/{name}": math.fsum(rows) / len(rows) for name, rows in self._window.items()}
-                self.metrics |= means
-                self._window = {}
-                self.emit("on_train_log", boundary, means)
-            done = stop
+        metrics = {name.removeprefix("train/"): float(row[at]) for name, row in values.items()}
+        raise NonFiniteError(f"{what} {self.task.explain_non_finite(metrics)}")
 
 
 def _copy_program(callbacks: dict[str, Callback]) -> Any:
@@ -334,14 +335,3 @@ def _copy_program(callbacks: dict[str, Callback]) -> Any:
         return {name: jnp.copy(leaf) for name, leaf in name_leaves(tree).items()}
 
     return jax.jit(copy)
-
-
-def chain_optimizer(task: "Task", callbacks: dict[str, Callback], num_steps: int) -> optax.GradientTransformation:
-    """The task's optimizer inside the callbacks' wrappers; gradients pass the callbacks in list order."""
-    for callback in callbacks.values():
-        num_steps = callback.optimizer_steps(num_steps)
-    # A run too short for one update (fast_dev_run) still needs a schedule.
-    optimizer = task.build_optimizer(max(1, num_steps))
-    for callback in reversed(callbacks.values()):
-        optimizer = callback.wrap_optimizer(optimizer)
-    return optimizer

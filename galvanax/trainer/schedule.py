@@ -1,6 +1,7 @@
 """How often something happens, as typed values: `Steps(500)`, `Epochs(1)`, `Minutes(10)`."""
 
 import dataclasses
+from typing import Any
 
 from galvanax.errors import ConfigError
 
@@ -46,6 +47,22 @@ class Minutes:
 
     def __post_init__(self) -> None:
         _check_positive("Minutes", self.minutes)
+
+
+def check_interval(name: str, value: Any, kinds: tuple[type, ...], optional: bool = False) -> None:
+    """Raises ConfigError unless the value is one of these kinds of intervals: a bare number could mean any.
+
+    Args:
+      name: of the setting.
+      value: what it was given.
+      kinds: of `Steps`, `Epochs`, `Minutes`.
+      optional: whether None is one, too.
+    """
+    if isinstance(value, kinds) or (optional and value is None):
+        return
+    number = value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 500
+    expected = [f"gx.{kind.__name__}({number if kind is Steps else 10 if kind is Minutes else 1})" for kind in kinds]
+    raise ConfigError(f"{name}={value!r}: expected {', '.join(expected)}{' or None' if optional else ''}.")
 
 
 def next_multiple(step: int, interval: int) -> int:

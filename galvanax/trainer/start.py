@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,26 +11,26 @@ import jax.numpy as jnp
 from flax import nnx
 
 from galvanax.callbacks.callback import Callback, name_callbacks
-from galvanax.errors import ConfigError, RunDirError, nearest
-from galvanax.trainer import config, placement, processes
+from galvanax.errors import ConfigError, nearest
+from galvanax.runs import config
+from galvanax.runs.arrays import describe, name_leaves
+from galvanax.runs.checkpoint import Checkpoint
+from galvanax.runs.checkpoints import CheckpointFolder, check_task, verified_meta
+from galvanax.runs.run_folder import check_free, prepare_folder, run_path
+from galvanax.runs.weights import load_model
+from galvanax.trainer import placement, processes
 from galvanax.trainer.batch import batch_bytes
-from galvanax.trainer.checkpoints import (
-    CheckpointFolder,
-    check_task,
-    load_model,
-    name_leaves,
-    read_arrays,
-    read_meta,
-    verified_meta,
-)
 from galvanax.trainer.compile_cache import enable_compile_cache
 from galvanax.trainer.data_axis import in_mesh
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.evaluation import Evaluator
 from galvanax.trainer.feed import EvaluationFeed, TrainFeed, check_divisible
+from galvanax.trainer.optimizer import chain_optimizer
 from galvanax.trainer.pace import Pace
 from galvanax.trainer.programs import INIT, TRAIN, lower_train_program, stream_key, train_program
-from galvanax.trainer.run import CONFIG, STATE_FIELDS, Run, chain_optimizer
+from galvanax.trainer.resume import Resume, find_resume
+from galvanax.trainer.run import Run
+from galvanax.trainer.schedule import Epochs, Steps, check_interval
 from galvanax.trainer.state import Arrays, ModelDef, TrainState
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("galvanax")
 
 STACK, STACK_BYTES = 64, 256 * 2**20
-RUN_FILES = (CONFIG, "metrics.csv", "checkpoints", "tensorboard", "evaluation.json", "plots", "videos", "play", "wandb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +82,7 @@ def plan_run(trainer: "Trainer", task: "Task", data: "DataModule", devices: Devi
     """Sets the data up, reads one batch, traces the step. Raises as `Trainer.fit` does."""
     processes.main_first("data", data.setup)
     task = task.setup(data)
-    callbacks = name_callbacks(list(trainer.callbacks))
+    callbacks = name_callbacks(all_callbacks(trainer))
     feed = TrainFeed(data.train_dataset(trainer.seed), trainer.limit_train_batches)
     num_steps = _count_steps(trainer, feed)
     definition = _definition(trainer, task)
@@ -103,7 +101,7 @@ def plan_run(trainer: "Trainer", task: "Task", data: "DataModule", devices: Devi
     )  # fmt: skip
 
 
-def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str | Path | None) -> Run:
+def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str | int | Path | None) -> Run:
     """Checks everything, builds the state and the programs, prepares the run folder. Raises as `Trainer.fit` does."""
     check_settings(trainer)
     config.check_dataclass(task)
@@ -114,8 +112,7 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
 
     settings = config.to_json(data)  # before setup, which may fill fields with arrays
     processes.check_same({"resume": None if resume is None else str(resume), **_describe(trainer, task, settings)})
-    checkpoint, meta = _find_resume(trainer, type(task).__name__, resume)
-    overwrite = trainer.overwrite or (resume == "auto" and checkpoint is None)
+    resumed = find_resume(trainer, type(task).__name__, resume)
     plan = plan_run(trainer, task, data, devices)
     task = plan.task
     evaluator = evaluator_for(trainer, task, plan.definition, data, devices, "val", trainer.limit_val_batches)
@@ -124,13 +121,13 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
         _check_monitor(name, getattr(callback, "monitor", None), metric_names)
     run_config = _describe(trainer, task, settings)
     processes.check_same({"task": run_config["task"], "data": _describe_data(plan), "steps": plan.num_steps})
-    if processes.is_main():
-        _warn_of_changes(meta.get("config", run_config), run_config)
-    resumed = checkpoint is not None
-    processes.from_main("folder is free", lambda: _check_folder(trainer, overwrite, resumed))
+    if resumed is not None:
+        resumed.check_end(plan.num_steps)
+    elif not trainer.overwrite and resume != "auto":
+        processes.from_main("folder is free", lambda: check_free(trainer.run_dir))
     # The weights first, and then the folder: a warm start may find nothing to start from, or start from what it clears.
-    state = plan.state if resumed else _create_state(trainer, plan, data)
-    run_dir = _prepare_folder(trainer, resumed)
+    state = _create_state(trainer, plan, data) if resumed is None else _load_state(resumed, trainer, plan, run_config)
+    run_dir = _prepare_folder(trainer, clear=resumed is None)
 
     run = Run(
         trainer=trainer,
@@ -149,14 +146,17 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
         metric_names=metric_names,
         config=run_config,
     )
-    if checkpoint is not None:
-        run.restore(_load_state(checkpoint, meta, plan.state), meta)
-        # Under "auto", a job that is started again after its end has nothing to do.
-        if run.step > plan.num_steps or (run.step == plan.num_steps and resume != "auto"):
-            raise ConfigError(
-                f"{checkpoint} is of step {run.step}, and the run ends at step {plan.num_steps}: give it more steps."
-            )
+    if resumed is not None:
+        host, prolonged = resumed.host_states(run_config), resumed.prolonged(run_config, plan.num_steps)
+        run.restore(state, resumed.meta, host, prolonged)
     return run
+
+
+def all_callbacks(trainer: "Trainer") -> list[Callback]:
+    """The Trainer's callbacks, and a plain Checkpoint where it has a folder and none is among them."""
+    given = list(trainer.callbacks)
+    own = any(isinstance(callback, Checkpoint) for callback in given)
+    return given if own or not trainer.checkpoint or trainer.run_dir is None else [*given, Checkpoint()]
 
 
 def _describe(trainer: "Trainer", task: "Task", data: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +167,10 @@ def _describe(trainer: "Trainer", task: "Task", data: dict[str, Any]) -> dict[st
         "task": config.to_json(task),
         "data": data,
         "trainer": {name: value for name, value in settings.items() if name != "callbacks"},
-        "callbacks": [config.to_json(callback) for callback in trainer.callbacks],
+        "callbacks": {
+            name: {"class": f"{type(one).__module__}.{type(one).__qualname__}", **config.to_json(one)}
+            for name, one in name_callbacks(all_callbacks(trainer)).items()
+        },
         "versions": config.versions(),
     }
 
@@ -217,8 +220,11 @@ def check_settings(trainer: "Trainer") -> None:
         value = getattr(trainer, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"Trainer.{name}={value!r}: expected a whole number of at least 1.")
+    check_interval("Trainer.val_every", trainer.val_every, (Steps, Epochs))
     if trainer.precision not in ("float32", "bfloat16"):
         raise ConfigError(f'Trainer.precision={trainer.precision!r}: expected "float32" or "bfloat16".')
+    if not trainer.checkpoint and any(isinstance(callback, Checkpoint) for callback in trainer.callbacks):
+        raise ConfigError("Trainer.checkpoint=False, but there is a Checkpoint among its callbacks: choose one.")
     for callback in trainer.callbacks:
         if not isinstance(callback, Callback):
             raise ConfigError(f"Trainer.callbacks holds {callback!r}; expected gx.Callback objects.")
@@ -314,36 +320,17 @@ def _check_weights(callback: str, before: tuple[Arrays, Arrays], after: tuple[Ar
                 )
 
 
-def _load_state(folder: Path, meta: dict[str, Any], abstract: TrainState) -> TrainState:
-    tree = {field: getattr(abstract, field) for field in STATE_FIELDS}
-    arrays = read_arrays(folder, meta, name_leaves(tree))
-    leaves = [arrays[name] for name in name_leaves(tree)]
-    return abstract.replace(**jax.tree.unflatten(jax.tree.structure(tree), leaves))
+def _load_state(resumed: Resume, trainer: "Trainer", plan: Plan, run_config: dict[str, Any]) -> TrainState:
+    """A resumed run's state: what its checkpoint has of it, and the rest made anew around those weights."""
 
+    def create(params: Arrays, variables: Arrays) -> TrainState:
+        key = placement.put(stream_key(trainer.seed, INIT), plan.devices.replicated)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, plan.state)
+        return jax.jit(plan.create, out_shardings=shardings)(params, variables, key)
 
-def _find_resume(trainer: "Trainer", task_type: str, resume: str | Path | None) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint to continue, if any, and its meta data."""
-    found = processes.from_main("checkpoint to continue", lambda: _search(trainer, task_type, resume))
-    return (None, {}) if found is None else (Path(found), read_meta(Path(found)))
-
-
-def _search(trainer: "Trainer", task_type: str, resume: str | Path | None) -> str | None:
-    if resume is None:
-        return None
-    if trainer.run_dir is None:
-        raise ConfigError(f"resume={str(resume)!r} needs the Trainer's run_dir.")
-    folder = CheckpointFolder(trainer.run_dir)
-    if resume == "auto":
-        checkpoint = folder.newest_intact()
-        if checkpoint is None:
-            log.warning("no checkpoint in %s: starting at step 0", folder.path)
-            return None
-        meta = read_meta(checkpoint)
-    else:
-        checkpoint = folder.find(resume)
-        meta = verified_meta(checkpoint)
-    check_task(checkpoint, meta, task_type)
-    return str(checkpoint)
+    if processes.is_main():
+        resumed.warn_of_changes(run_config)
+    return resumed.load(plan.state, run_config, create)
 
 
 def _check_monitor(callback: str, monitor: str | None, names: list[str]) -> None:
@@ -351,38 +338,14 @@ def _check_monitor(callback: str, monitor: str | None, names: list[str]) -> None
         raise ConfigError(f"{callback} monitors {monitor!r}, which is no metric of this run.{nearest(monitor, names)}")
 
 
-def _check_folder(trainer: "Trainer", overwrite: bool, resumed: bool) -> None:
-    if trainer.run_dir is not None and (Path(trainer.run_dir) / CONFIG).exists() and not (resumed or overwrite):
-        raise RunDirError(
-            f'{trainer.run_dir} holds another run. Continue it with resume="last" (--resume), delete it with '
-            "overwrite=True (--overwrite), or choose another run_dir."
-        )
-
-
-def _prepare_folder(trainer: "Trainer", resumed: bool) -> Path | None:
+def _prepare_folder(trainer: "Trainer", clear: bool) -> Path | None:
     if trainer.run_dir is None:
         return None
-    run_dir = Path(trainer.run_dir)
-    processes.from_main("folder", lambda: _make_folder(run_dir, resumed))
+    run_dir = run_path(trainer.run_dir)
+    processes.from_main("folder", lambda: prepare_folder(run_dir, clear))
     processes.check_shared(run_dir)
     return run_dir
 
 
-def _make_folder(run_dir: Path, resumed: bool) -> None:
-    if (run_dir / CONFIG).exists() and not resumed:
-        for name in RUN_FILES:
-            path = run_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    run_dir.mkdir(parents=True, exist_ok=True)
-
-
 def _describe_data(plan: Plan) -> dict[str, Any]:
-    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in name_leaves(plan.feed.spec).items()}
-
-
-def _warn_of_changes(saved: dict[str, Any], run_config: dict[str, Any]) -> None:
-    for part in ("task", "data"):
-        old, new = saved[part], run_config[part]
-        for field in sorted(old.keys() | new.keys()):
-            if old.get(field) != new.get(field):
-                log.warning("resumed with a changed %s.%s: was %s, is %s", part, field, old.get(field), new.get(field))
+    return {name: describe(leaf) for name, leaf in name_leaves(plan.feed.spec).items()}

@@ -11,6 +11,7 @@ from flax import nnx
 
 from galvanax.callbacks.callback import Callback
 from galvanax.errors import ConfigError
+from galvanax.runs.lock import hold
 from galvanax.trainer import processes
 from galvanax.trainer.compile_cache import enable_compile_cache
 from galvanax.trainer.devices import Devices
@@ -31,7 +32,8 @@ class Trainer:
     Attributes:
       max_epochs: passes over the training data.
       max_steps: optimizer steps; the run ends at whichever of the two comes first.
-      run_dir: where config.json, logs and checkpoints go; None keeps nothing.
+      run_dir: where config.json, logs and checkpoints go; None keeps nothing. `~` is the home folder.
+      checkpoint: keep the weights in `run_dir`, by a plain `Checkpoint()` where none is among the callbacks.
       overwrite: delete the run that `run_dir` holds, instead of refusing to start.
       name: what config.json calls the run; `galvanax fit` writes the experiment's name.
       seed: of all randomness: initial weights, data order, dropout and noise.
@@ -53,6 +55,7 @@ class Trainer:
     max_epochs: int | None = None
     max_steps: int | None = None
     run_dir: str | Path | None = None
+    checkpoint: bool = True
     overwrite: tyro.conf.Suppress[bool] = False
     name: tyro.conf.Suppress[str | None] = None
     seed: int = 0
@@ -70,23 +73,25 @@ class Trainer:
     strategy: Strategy = DataParallel()  # noqa: RUF009
     steps_per_dispatch: int | None = None
 
-    def fit(self, task: "Task", data: "DataModule", *, resume: str | Path | None = None) -> FitResult:
+    def fit(self, task: "Task", data: "DataModule", *, resume: str | int | Path | None = None) -> FitResult:
         """Trains.
 
         Args:
           task: what to learn.
           data: from what.
-          resume: `"last"`, `"best"`, a step or a checkpoint's path continues that run bit for bit; `"auto"` continues
-            the last checkpoint if there is one and starts afresh if not.
+          resume: `"last"`, `"best"`, a step or a checkpoint's path continues that run bit for bit; later checkpoints of
+            the folder are kept, as `checkpoints/superseded/STEP`. `"auto"` continues the newest intact checkpoint,
+            starts afresh if there never was one, and does nothing where the run has ended.
 
         Raises:
           ConfigError, DataError, RunDirError, CheckpointError: before anything is compiled.
-          NonFiniteError: the loss became NaN or infinite.
+          NonFiniteError: the loss or the weights became NaN or infinite; the last checkpoint is of finite ones.
           ProcessError: another process of this run was lost, or had an error.
         """
         if self.fast_dev_run:
             return self._one_batch().fit(task, data)
-        with processes.together() as common:
+        with contextlib.ExitStack() as lock, processes.together() as common:
+            processes.from_main("lock", lambda: lock.enter_context(hold(self.run_dir)))
             run = start_run(self, task, data, resume)
             common.on_error = run.fail
             run.begin()

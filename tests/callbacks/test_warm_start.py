@@ -14,6 +14,7 @@ from flax import nnx
 from support import LineTask, NetTask, assert_same_state, line_data, net_data
 
 import galvanax as gx
+from galvanax.runs.checkpoints import CheckpointFolder
 
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "fine-tuning.md"
 
@@ -246,7 +247,7 @@ def test_what_is_wrong(source, tmp_path):
 
 def test_a_damaged_source(source, tmp_path):
     shutil.copytree(source[0], tmp_path / "source")
-    folder = gx.trainer.checkpoints.CheckpointFolder(tmp_path / "source").find("best")
+    folder = CheckpointFolder(tmp_path / "source").find("best")
     victim = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
@@ -316,7 +317,7 @@ def test_an_optimizer_that_keeps_the_weights_starts_from_the_warm_ones(plain):
             return optax.contrib.schedule_free_adamw(1e-3)
 
     begin = start(Lookahead(), gx.WarmStart(folder)).state
-    np.testing.assert_array_equal(begin.opt_state.z["layers/0/kernel"], model.layers[0].kernel[...])
+    np.testing.assert_array_equal(begin.opt_state.task.z["layers/0/kernel"], model.layers[0].kernel[...])
 
 
 def test_the_guide_runs_as_it_is_printed(tmp_path, monkeypatch, capsys):

@@ -22,8 +22,8 @@ from galvanax.datamodules import npz_table
 from galvanax.envs.classic.cart_pole import CartPole
 from galvanax.errors import ConfigError, DataError
 from galvanax.physics import load_model
+from galvanax.runs.config import to_json
 from galvanax.tasks.collect_motions import Motions, save_motions
-from galvanax.trainer.config import to_json
 
 D, A, C = 4, 2, 3
 

@@ -14,7 +14,7 @@ from support import Recorder, assert_same_state
 import galvanax as gx
 from galvanax.datamodules.trajectories import TrajectoryDataModule
 from galvanax.errors import ConfigError, DataError
-from galvanax.trainer.config import to_json
+from galvanax.runs.config import to_json
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from support import NetTask, Recorder, assert_same_state, net_data
 from tensorboardX.event_file_writer import EventsWriter
 
 import galvanax as gx
-from galvanax.trainer.checkpoints import CheckpointFolder
+from galvanax.runs.checkpoints import CheckpointFolder
 
 STEPS = 60
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
 
 
 def steps_of(folder):
-    return sorted(int(entry.name) for entry in (folder / "checkpoints").iterdir())
+    return sorted(int(entry.name) for entry in (folder / "checkpoints").iterdir() if entry.name.isdigit())
 
 
 def test_keeps_the_best_and_the_last(finished):
@@ -66,7 +66,8 @@ def test_the_folder_says_what_made_it(finished):
     assert config["task"] == {"type": "NetTask", **dataclasses.asdict(NetTask())}
     assert config["data"]["train"] == {"x": "float32[320, 3]", "y": "float32[320, 2]"}
     assert config["trainer"]["val_every"] == {"epochs": 1}
-    assert [callback["type"] for callback in config["callbacks"]] == ["EMA", "CSVLogger", "Checkpoint", "Recorder"]
+    assert list(config["callbacks"]) == ["EMA", "CSVLogger", "Recorder", "Checkpoint"]
+    assert config["callbacks"]["EMA"] == {"class": "galvanax.callbacks.ema.EMA", "type": "EMA", "decay": 0.9}
     assert config["versions"]["jax"] == jax.__version__
     meta = json.loads((folder / "checkpoints" / "60" / "meta.json").read_text())
     assert meta["position"] == {"next_index": 60}

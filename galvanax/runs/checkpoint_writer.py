@@ -8,8 +8,9 @@ import time
 from typing import Any
 
 from galvanax.errors import CheckpointError
+from galvanax.runs.checkpoint_meta import CheckpointMeta, Entry, Monitor, ranked, retained
+from galvanax.runs.checkpoints import CheckpointFolder
 from galvanax.trainer import processes
-from galvanax.trainer.checkpoints import CheckpointFolder, Entry, retained
 
 log = logging.getLogger("galvanax")
 
@@ -21,9 +22,13 @@ WAITING_BYTES = 2**30
 class Snapshot:
     """A run at one step: copies of its arrays, and its JSON data."""
 
-    entry: Entry
     arrays: dict[str, Any]
-    meta: dict[str, Any]
+    meta: CheckpointMeta
+
+    @property
+    def entry(self) -> Entry:
+        """What decides whether it is kept."""
+        return Entry.of(self.meta)
 
     @property
     def nbytes(self) -> int:
@@ -41,13 +46,21 @@ class CheckpointWriter:
 
     Args:
       folder: where to.
+      monitor: what ranks them, if anything.
       keep_last: newest checkpoints to keep; None keeps all.
       keep_best: best checkpoints to keep.
       stop_on_error: whether `raise_error` raises what went wrong; else it is only logged.
     """
 
-    def __init__(self, folder: CheckpointFolder, keep_last: int | None, keep_best: int, stop_on_error: bool):
-        self._folder, self._keep_last, self._keep_best = folder, keep_last, keep_best
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        monitor: Monitor | None,
+        keep_last: int | None,
+        keep_best: int,
+        stop_on_error: bool,
+    ):
+        self._folder, self._rules = folder, (monitor, keep_last, keep_best)
         self._stop_on_error = stop_on_error
         self._waiting: collections.deque[Snapshot] = collections.deque()
         self._writing: list[Snapshot] = []  # the one, if any, that is on its way
@@ -60,11 +73,14 @@ class CheckpointWriter:
             self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
             self._thread.start()
 
-    def is_among_best(self, score: float) -> bool:
-        """Whether a new checkpoint with this score would be kept for it."""
+    def is_among_best(self, step: int, value: float) -> bool:
+        """Whether a checkpoint of this step, with this value of the monitored metric, would be kept for it."""
+        monitor, _, keep_best = self._rules
+        if monitor is None:
+            return False
         with self._changed:
-            better = sum(entry.score is not None and entry.score <= score for entry in self._known())
-        return better < self._keep_best
+            entries = [*self._known(), Entry(step, {monitor.metric: value})]
+        return step in ranked(entries, monitor)[:keep_best]
 
     def submit(self, snapshot: Snapshot) -> None:
         """Queues a snapshot; waits only where the ones that wait, and must all be written, fill a gigabyte."""
@@ -74,7 +90,7 @@ class CheckpointWriter:
         with self._changed:
             self._waiting.append(snapshot)
             keep = retained(self._known(), *self._rules)
-            self._waiting = collections.deque(waiting for waiting in self._waiting if waiting.entry.step in keep)
+            self._waiting = collections.deque(waiting for waiting in self._waiting if waiting.meta.step in keep)
             self._changed.notify_all()
             while len(self._waiting) > 1 and sum(waiting.nbytes for waiting in self._waiting) > WAITING_BYTES:
                 self._changed.wait()
@@ -102,10 +118,6 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
-    @property
-    def _rules(self) -> tuple[int | None, int]:
-        return self._keep_last, self._keep_best
-
     def _work(self) -> None:
         rest_until = 0.0
         while True:
@@ -130,7 +142,7 @@ class CheckpointWriter:
         return [*self._written.values(), *(snapshot.entry for snapshot in (*self._writing, *self._waiting))]
 
     def _write(self, snapshot: Snapshot) -> None:
-        step = snapshot.entry.step
+        step = snapshot.meta.step
         try:
             self._folder.save(step, snapshot.arrays, snapshot.meta)
             with self._changed:

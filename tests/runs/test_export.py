@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from support import LineTask, NetTask, line_data, net_data
 
 import galvanax as gx
-from galvanax.trainer.weights import DTYPES, Weights, read_weights, write_weights
+from galvanax.runs.weights import DTYPES, Weights, read_weights, write_weights
 
 
 def train(folder, task, callbacks=(), steps=20, data=None):
@@ -147,7 +147,7 @@ def test_a_failed_export_leaves_the_old_file(source, tmp_path, monkeypatch):
         partial.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("galvanax.trainer.weights.save_file", full_disk)
+    monkeypatch.setattr("galvanax.runs.weights.save_file", full_disk)
     with pytest.raises(gx.ConfigError, match="weights cannot be written: no space left"):
         gx.export_safetensors(source[0], path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["weights"]

@@ -8,33 +8,40 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from galvanax.callbacks.callback import Callback
-from galvanax.callbacks.early_stopping import check_mode
 from galvanax.errors import ConfigError, NonFiniteError, Preempted
+from galvanax.runs.checkpoint_meta import Monitor, Monitored, check_mode
+from galvanax.runs.checkpoint_writer import CheckpointWriter, Snapshot
+from galvanax.runs.checkpoints import CheckpointFolder
 from galvanax.trainer import processes
-from galvanax.trainer.checkpoint_writer import CheckpointWriter, Snapshot
-from galvanax.trainer.checkpoints import CheckpointFolder, Entry
-from galvanax.trainer.schedule import Epochs, Minutes, Steps, next_multiple
+from galvanax.trainer.schedule import Epochs, Minutes, Steps, check_interval, next_multiple
 
 if TYPE_CHECKING:
-    from galvanax.trainer.run import FitResult, Run
+    from galvanax.trainer.run import Run
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+WITHOUT_VALIDATION = Minutes(10)
 
 
 @dataclasses.dataclass
 class Checkpoint(Callback):
     """Saves everything that the run needs to go on, bit for bit, while training continues.
 
+    A Trainer with a `run_dir` has one by itself, `Checkpoint()`, unless it is given another or `checkpoint=False`.
+
+    Only weights that are finite are ever saved: others end the run before (`gx.NonFiniteError`).
+
     SIGTERM and SIGUSR1 save at the next dispatch boundary and end the process with status 75 (`gx.Preempted`);
     Ctrl-C saves, says where, and ends with KeyboardInterrupt; a second Ctrl-C ends at once. With several processes, a
     signal to one is a signal to all; training waits while they save, and an exception leaves no checkpoint.
 
     Attributes:
-      monitor: the validation metric that ranks checkpoints; None ranks none, and "best" is the last.
+      monitor: the validation metric that ranks checkpoints; a value that is NaN or infinite ranks nowhere. None ranks
+        none, and "best" is the last.
       mode: whether less ("min") or more ("max") of it is better; required with a monitor.
       keep_best: best checkpoints to keep; a validation among the best is always saved.
       keep_last: newest checkpoints to keep; None keeps all.
-      every: when to save; None saves after every validation. The end of the run is always saved.
+      every: when to save; None saves after every validation, and where there is no validation data every ten minutes.
+        The end of the run is always saved.
       keep_every: steps or epochs whose checkpoints are saved and kept for good.
       save_on_exception: whether to save when the run ends by an exception.
       on_save_error: whether a checkpoint that cannot be written stops the run, or is a warning.
@@ -59,6 +66,8 @@ class Checkpoint(Callback):
             raise ConfigError(
                 f"Checkpoint(keep_best={self.keep_best}, keep_last={self.keep_last}): expected at least 0 and 1."
             )
+        check_interval("Checkpoint.every", self.every, (Steps, Epochs, Minutes), optional=True)
+        check_interval("Checkpoint.keep_every", self.keep_every, (Steps, Epochs), optional=True)
         if self.on_save_error not in ("stop", "continue"):
             raise ConfigError(f'Checkpoint.on_save_error={self.on_save_error!r}: expected "stop" or "continue".')
 
@@ -69,11 +78,17 @@ class Checkpoint(Callback):
             raise ConfigError("Two Checkpoint callbacks would delete each other's checkpoints: use one (keep_every=).")
         self._folder = CheckpointFolder(run.run_dir)
         processes.from_main("checkpoints", lambda: self._folder.prepare(run.step))
+        self._monitor = None
+        if self.monitor is not None and self.mode is not None:
+            self._monitor = Monitor(self.monitor, self.mode)
+        self._every = self.every
+        if self.every is None and run.evaluator is None:
+            self._every = WITHOUT_VALIDATION
         self._writer = CheckpointWriter(
-            self._folder, self.keep_last, self.keep_best, stop_on_error=self.on_save_error == "stop"
+            self._folder, self._monitor, self.keep_last, self.keep_best, stop_on_error=self.on_save_error == "stop"
         )
         self._run = run
-        self._saved = run.step if run.resumed else -1
+        self._saved = run.step if run.resumed and run.step in self._folder.steps() else -1
         self._last_time = time.monotonic()
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -84,17 +99,17 @@ class Checkpoint(Callback):
         """See `Callback`."""
         steps = [
             next_multiple(step, interval.in_steps(self._run.steps_per_epoch))
-            for interval in (self.every, self.keep_every)
+            for interval in (self._every, self.keep_every)
             if isinstance(interval, Steps | Epochs)
         ]
         validation = self._run.next_validation(step)
-        if validation is not None and (self.every is None or self.monitor is not None):
+        if validation is not None and (self._every is None or self.monitor is not None):
             steps.append(validation)
         return min(steps, default=None)
 
     def due(self, run: "Run") -> bool:
         """See `Callback`."""
-        overdue = isinstance(self.every, Minutes) and time.monotonic() - self._last_time > 60 * self.every.minutes
+        overdue = isinstance(self._every, Minutes) and time.monotonic() - self._last_time > 60 * self._every.minutes
         return overdue or self._signal is not None or self._writer.failed()
 
     def on_step(self, run: "Run") -> None:
@@ -107,7 +122,7 @@ class Checkpoint(Callback):
         if told is not None:
             self._leave(run, told)
 
-    def on_fit_end(self, run: "Run", result: "FitResult") -> None:
+    def on_train_end(self, run: "Run") -> None:
         """See `Callback`."""
         self._restore_handlers()
         self._save(run)
@@ -119,40 +134,37 @@ class Checkpoint(Callback):
         leaving = isinstance(error, Preempted | KeyboardInterrupt | NonFiniteError)
         # With several processes, the others may be somewhere else, and none can save without them.
         if self.save_on_exception and run.settled and not leaving and processes.count() == 1:
-            run.drain()
             self._save(run)
         self._writer.close()
 
     def _is_rolling(self, step: int) -> bool:
-        if self.every is None:
+        if self._every is None:
             return self._run.validated_at == step
-        return isinstance(self.every, Steps | Epochs) and step % self.every.in_steps(self._run.steps_per_epoch) == 0
+        return isinstance(self._every, Steps | Epochs) and step % self._every.in_steps(self._run.steps_per_epoch) == 0
 
     def _is_permanent(self, step: int) -> bool:
         return self.keep_every is not None and step % self.keep_every.in_steps(self._run.steps_per_epoch) == 0
 
     def _is_best(self, run: "Run") -> bool:
-        score = self._score(run)
-        return score is not None and self._writer.is_among_best(score)
+        value = self._value(run)
+        return value is not None and self._writer.is_among_best(run.step, value)
 
-    def _score(self, run: "Run") -> float | None:
-        if self.monitor is None or run.validated_at != run.step or self.monitor not in run.metrics:
+    def _value(self, run: "Run") -> float | None:
+        if self.monitor is None or run.validated_at != run.step:
             return None
-        return run.metrics[self.monitor] * (1 if self.mode == "min" else -1)
+        return run.metrics.get(self.monitor)
 
     def _save(self, run: "Run") -> None:
         self._last_time = time.monotonic()
         if self._saved == run.step:
             return
         self._saved = run.step
-        score, permanent = self._score(run), self._is_permanent(run.step)
         arrays, meta = run.snapshot()
-        meta["permanent"] = permanent
-        meta["monitor"] = None
-        if self.monitor is not None:
-            value = None if score is None else run.metrics[self.monitor]
-            meta["monitor"] = {"metric": self.monitor, "mode": self.mode, "value": value}
-        self._writer.submit(Snapshot(Entry(run.step, score, permanent), arrays, meta))
+        monitor = None
+        if self._monitor is not None:
+            monitor = Monitored(self._monitor.metric, self._monitor.mode, self._value(run))
+        meta = dataclasses.replace(meta, permanent=self._is_permanent(run.step), monitor=monitor)
+        self._writer.submit(Snapshot(arrays, meta))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal is not None:

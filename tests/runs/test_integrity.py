@@ -3,6 +3,7 @@
 import _pickle
 import collections
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -24,7 +25,9 @@ from orbax.checkpoint import v1 as ocp
 from support import NetTask, assert_same_state, net_data
 
 import galvanax as gx
-from galvanax.trainer.checkpoints import load_arrays
+from galvanax.files import set_aside
+from galvanax.runs.arrays import read_arrays
+from galvanax.runs.checkpoints import verified_meta
 
 BEFORE, LAST, END = 20, 30, 40
 MUTANTS = 200
@@ -243,7 +246,7 @@ def test_mutated_checkpoints(crashed, tmp_path):
         way = WAYS[index % len(WAYS)]
         done = f"{index}: {way(rng, checkpoint, other)}"
         loads: dict[str, tuple[Callable[[], Any], list[dict]]] = {
-            "all arrays": (lambda at=checkpoint: load_arrays(at, wanted), [originals[LAST]]),
+            "all arrays": (lambda at=checkpoint: read_arrays(at, verified_meta(at), wanted), [originals[LAST]]),
             "by step": (lambda at=run: model_arrays(NetTask.load(at, str(LAST))[1]), [models[LAST]]),
             "by path": (lambda at=run, path=checkpoint: model_arrays(NetTask.load(at, path)[1]), [models[LAST]]),
             "last": (lambda at=run: model_arrays(NetTask.load(at, "last")[1]), [models[LAST]]),
@@ -299,10 +302,10 @@ def test_a_fit_refuses(crashed, tmp_path, way):
     shutil.copytree(crashed, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / str(LAST)
     way(random.Random(1), checkpoint, checkpoint.with_name(str(BEFORE)))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     with pytest.raises(gx.CheckpointError, match=re.escape(str(checkpoint))):
         settings(tmp_path / "run").fit(NetTask(), net_data(), resume="last")
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("way", [flip_a_bit, delete, edit_meta])
@@ -317,18 +320,57 @@ def test_auto_takes_the_newest_intact_one(crashed, whole, tmp_path, caplog, way)
     assert any(str(checkpoint) in message for message in named), (done, named)
     assert_same_state(result.state, whole.state)
     assert NetTask.load(folder, "last")
+    assert (folder / "checkpoints" / "damaged" / str(LAST)).is_dir()
 
 
-def test_auto_starts_afresh_where_nothing_is_intact(crashed, whole, tmp_path, caplog):
+def test_auto_refuses_where_nothing_is_intact(crashed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(crashed, folder)
     for checkpoint in (folder / "checkpoints").iterdir():
         (checkpoint / "meta.json").write_text("{}")
-    with caplog.at_level(logging.WARNING, "galvanax"):
-        result = settings(folder).fit(NetTask(), net_data(), resume="auto")
-    assert_same_state(result.state, whole.state)
+    before = contents(tmp_path)
+    for _ in range(2):
+        with pytest.raises(gx.CheckpointError, match=r"none is whole: 20, 30.*Nothing was changed.*overwrite"):
+            settings(folder).fit(NetTask(), net_data(), resume="auto")
+        assert contents(tmp_path) == before
+
+
+def test_auto_refuses_where_all_were_set_aside(crashed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(crashed, folder)
     for step in (BEFORE, LAST):
-        assert any(str(folder / "checkpoints" / str(step)) in record.getMessage() for record in caplog.records)
+        set_aside(folder / "checkpoints" / str(step))
+    with pytest.raises(gx.CheckpointError, match=r"none is whole: damaged/20, damaged/30"):
+        settings(folder).fit(NetTask(), net_data(), resume="auto")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_read_error_is_no_damage(crashed, whole, tmp_path, monkeypatch, number):
+    """It may pass: nothing is skipped, set aside or deleted, and when it has passed, the run goes on."""
+    folder = tmp_path / "run"
+    shutil.copytree(crashed, folder)
+    before = contents(tmp_path)
+    read = Path.open
+
+    def fail(self, *arguments, **options):
+        if f"checkpoints/{LAST}/arrays" in str(self):
+            raise OSError(number, os.strerror(number), str(self))
+        return read(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        for resume in ("auto", "last"):
+            with pytest.raises(gx.CheckpointError, match=rf"{LAST} can't be read at the moment: .*need not be damage"):
+                settings(folder).fit(NetTask(), net_data(), resume=resume)
+        with pytest.raises(gx.CheckpointError, match="can't be read at the moment"):
+            NetTask.load(folder, "last")
+    assert contents(tmp_path) == before
+    assert_same_state(settings(folder).fit(NetTask(), net_data(), resume="auto").state, whole.state)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file's bytes."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("value", ["x", None, [], float("nan"), {"x": 1}])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from galvanax.trainer.weights import read_weights, write_weights
+from galvanax.runs.weights import read_weights, write_weights
 
 
 def export_safetensors(run_dir: str | Path, path: str | Path, checkpoint: str | Path = "best") -> Path:

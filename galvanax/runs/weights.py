@@ -7,18 +7,23 @@ the task's configuration, the step, package versions, and a checksum of each arr
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from galvanax.errors import CheckpointError, ConfigError, nearest
-from galvanax.trainer.checkpoints import MANIFEST, META, CheckpointFolder, read_arrays, verified_meta, weight_names
+from galvanax.errors import CheckpointError, ConfigError, DataError, nearest
+from galvanax.files import load_json, partial_file
+from galvanax.runs.arrays import describe, parse, read_arrays
+from galvanax.runs.checkpoint_meta import CheckpointMeta
+from galvanax.runs.checkpoints import CheckpointFolder, verified_meta
+from galvanax.runs.integrity import MANIFEST, META, DamagedError
+from galvanax.runs.run_folder import run_path
+from galvanax.trainer.state import ModelDef
 
 PARAMS, VARIABLES = "params/", "variables/"
 # What safetensors can both write from numpy and read to it.
@@ -55,7 +60,7 @@ def read_weights(source: str | Path, checkpoint: str | Path = "best") -> Weights
     Raises:
       CheckpointError: there is no such thing, or it is damaged.
     """
-    path = Path(source)
+    path = run_path(source)
     return _read_file(path) if path.is_file() else _read_checkpoint(_find_checkpoint(path, checkpoint))
 
 
@@ -71,20 +76,33 @@ def write_weights(path: Path, weights: Weights) -> None:
         if array.dtype.name not in DTYPES:
             raise ConfigError(f"{name} is {describe(array)}; a safetensors file can hold {', '.join(DTYPES)}.")
     metadata = {**weights.meta, "checksums": {name: _checksum(array) for name, array in arrays.items()}}
-    partial = path.with_name(f".partial-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, partial, {name: json.dumps(value) for name, value in metadata.items()})
-        os.replace(partial, path)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        with partial_file(path) as partial:
+            save_file(arrays, partial, {name: json.dumps(value) for name, value in metadata.items()})
+    except (SafetensorError, DataError) as error:
+        raise ConfigError(f"{path} cannot be written: {error.__cause__ or error}") from error
 
 
-def describe(array: Any) -> str:
-    """An array's type and shape, `"float32[3, 16]"`."""
-    return f"{array.dtype}{list(array.shape)}"
+def weight_names(meta: CheckpointMeta, averaged: bool = True) -> tuple[str, str]:
+    """The path prefixes under which a checkpoint keeps parameters (averaged ones, where wanted) and variables."""
+    return ("weights/" if meta.averaged and averaged else PARAMS), VARIABLES
+
+
+def load_model(definition: ModelDef, folder: Path, meta: CheckpointMeta, averaged: bool = True) -> nnx.Module:
+    """The model of a checkpoint with this `verified_meta`, in evaluation mode; with evaluation weights, if wanted."""
+    prefixes = weight_names(meta, averaged)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(definition.init, jax.eval_shape(lambda: jax.random.key(0)))
+    wanted = {
+        prefix + name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        for prefix, leaves in zip(prefixes, shapes, strict=True)
+        for name, leaf in leaves.items()
+    }
+    arrays = read_arrays(folder, meta, wanted)
+    params, variables = (
+        {name: arrays[prefix + name] for name in leaves} for prefix, leaves in zip(prefixes, shapes, strict=True)
+    )
+    return definition.merge(params, variables)
 
 
 def _find_checkpoint(source: Path, checkpoint: str | Path) -> Path:
@@ -100,16 +118,17 @@ def _read_checkpoint(folder: Path) -> Weights:
     meta = verified_meta(folder)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     prefixes = weight_names(meta)
-    wanted = {
-        name: jax.ShapeDtypeStruct(*_parse(described), sharding=sharding)
-        for name, described in meta["arrays"].items()
-        if name.startswith(prefixes)
-    }
+    try:
+        wanted = {
+            name: parse(described, sharding) for name, described in meta.arrays.items() if name.startswith(prefixes)
+        }
+    except ValueError as error:
+        raise DamagedError(f"{folder} is damaged: {META}: {error}.") from error
     loaded = read_arrays(folder, meta, wanted)
     # In C order, which is all that safetensors can write and which a device's layout need not be.
     arrays = {name: np.array(array, order="C") for name, array in loaded.items()}
     params, variables = (_below(prefix, arrays) for prefix in prefixes)
-    about = {"task": meta["config"]["task"], "step": meta["step"], "versions": meta["versions"]}
+    about = {"task": meta.config["task"], "step": meta.step, "versions": meta.versions}
     return Weights(folder, params, variables, about)
 
 
@@ -118,12 +137,13 @@ def _read_file(path: Path) -> Weights:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-        meta = {name: json.loads(metadata[name]) for name in ("task", "step", "versions", "checksums")}
+        meta = {name: load_json(metadata[name]) for name in ("task", "step", "versions", "checksums")}
+        expected = dict(meta.pop("checksums"))
     except KeyError as error:
         raise CheckpointError(f"{path} was not written by `galvanax export`: its metadata lack {error}.") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
-    expected, found = meta.pop("checksums"), {name: _checksum(array) for name, array in arrays.items()}
+    found = {name: _checksum(array) for name, array in arrays.items()}
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong:
         raise CheckpointError(f"{path} is damaged: {', '.join(wrong[:5])} altered ({len(wrong)} in all).")
@@ -132,11 +152,6 @@ def _read_file(path: Path) -> Weights:
 
 def _below(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _parse(described: str) -> tuple[tuple[int, ...], np.dtype]:
-    dtype, bracket, sizes = described.partition("[")
-    return tuple(json.loads(bracket + sizes)), jnp.dtype(dtype)
 
 
 def _checksum(array: np.ndarray) -> str:
