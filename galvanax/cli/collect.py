@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from galvanax.cli.runs import load_policy
+from galvanax.cli.runs import check_output, load_policy
 from galvanax.errors import ConfigError
 from galvanax.tasks.collect_motions import Motions, collect_motions, save_motions, shard_paths
 from galvanax.tasks.policy_rollout import Command
@@ -26,6 +26,8 @@ class CollectCommand:
       output: the file to write, such as motions.npz.
       num_episodes: episodes in the file.
       checkpoint: the weights: "best", "last", a step or a path.
+      experiment: path/to/file.py:name of the gx.Experiment that made the run, where that is not one of the package. A
+        run folder is data: no code that it names is run.
       num_envs: episodes simulated at a time.
       episode_length: control steps of an episode; by default as many as in the run.
       keep_short: keep episodes that end early too, padded, and take no others in their place.
@@ -41,6 +43,7 @@ class CollectCommand:
     output: Path
     num_episodes: int
     checkpoint: str = "best"
+    experiment: str | None = None
     num_envs: int = 256
     episode_length: int | None = None
     keep_short: bool = False
@@ -56,10 +59,11 @@ def collect(arguments: list[str]) -> None:
     command = tyro.cli(CollectCommand, args=arguments, prog="galvanax collect")
     if command.output.suffix != ".npz":
         raise ConfigError(f"output={command.output}: expected the name of a file that ends in .npz.")
+    check_output(command.output.parent)
     old = _present(command.output)
     if old and not command.overwrite:
         raise ConfigError(f"output={command.output}: {old[0].name} is there; expected a new name, or --overwrite.")
-    model, data, env, _ = load_policy(command.run_dir, command.checkpoint, command.command)
+    model, data, env, _ = load_policy(command.run_dir, command.checkpoint, command.command, command.experiment)
     length = data.max_episode_length if command.episode_length is None else command.episode_length
     batches = collect_motions(
         model,

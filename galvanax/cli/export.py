@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import tyro
 from flax import nnx
 
-from galvanax.cli.runs import load_policy
+from galvanax.cli.runs import check_output, load_policy
 from galvanax.errors import ConfigError
+from galvanax.runs.export import export_safetensors
+from galvanax.runs.integrity import read_meta
 from galvanax.tasks.policy_export import export_onnx, export_stablehlo, policy_metadata
-from galvanax.trainer.checkpoints import read_meta
-from galvanax.trainer.export import export_safetensors
 
 FORMATS = {
     ".safetensors": "the weights, of any run",
@@ -32,11 +32,14 @@ class ExportCommand:
       run_dir: the run's folder.
       output: the file to write; its suffix says what: .safetensors, .onnx or .jax.
       checkpoint: the weights: "best", "last", a step or a path.
+      experiment: of a policy: path/to/file.py:name of the gx.Experiment that made the run, where that is not one
+        of the package. A run folder is data: no code that it names is run.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
     output: Path
     checkpoint: str = "best"
+    experiment: str | None = None
 
 
 def export(arguments: list[str]) -> None:
@@ -45,11 +48,12 @@ def export(arguments: list[str]) -> None:
     if command.output.suffix not in FORMATS:
         known = "; ".join(f"{suffix}: {what}" for suffix, what in FORMATS.items())
         raise ConfigError(f"output={command.output}: expected a name with one of these suffixes. {known}.")
+    check_output(command.output.parent)
     if command.output.suffix == ".safetensors":
         path = export_safetensors(command.run_dir, command.output, command.checkpoint)
     else:
-        model, _, env, checkpoint = load_policy(command.run_dir, command.checkpoint)
-        path = export_policy(command.output, model, env, step=read_meta(checkpoint)["step"])
+        model, _, env, checkpoint = load_policy(command.run_dir, command.checkpoint, experiment=command.experiment)
+        path = export_policy(command.output, model, env, step=read_meta(checkpoint).step)
     print(f"wrote {path} ({path.stat().st_size} bytes)")
 
 

@@ -22,7 +22,8 @@ USAGE = """usage: galvanax COMMAND ...
   list                                                           the experiments
   doctor [--json] [--only CHECK ...]                             check this machine: packages, GPU, physics, rendering
 
-EXPERIMENT is a name from `galvanax list`, or path/to/file.py:name of your own gx.Experiment."""
+EXPERIMENT is a name from `galvanax list`, or path/to/file.py:name of your own gx.Experiment. Commands on a run of your
+own take it again, as --experiment path/to/file.py:name: a run folder is data, and no code that it names is run."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,6 @@
 """`galvanax play RUN_DIR`: what a trained policy does, in figures and on film."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,14 +8,16 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from galvanax.cli.runs import load_policy
+from galvanax.cli.runs import check_output, load_policy, writing
 from galvanax.errors import ConfigError
-from galvanax.partial_file import partial_file
+from galvanax.files import write_json
 from galvanax.rendering.write_clip import FORMATS, Format, write_clip
+from galvanax.runs.integrity import read_meta
+from galvanax.runs.run_folder import find_run
 from galvanax.tasks.policy_rollout import Command, Episodes, episode_clip, episode_keys, mujoco_model, play_episodes
-from galvanax.trainer.checkpoints import read_meta
 
 
 @dataclasses.dataclass
@@ -29,6 +30,8 @@ class PlayCommand:
     Attributes:
       run_dir: the run's folder.
       checkpoint: the weights: "best", "last", a step or a path.
+      experiment: path/to/file.py:name of the gx.Experiment that made the run, where that is not one of the package. A
+        run folder is data: no code that it names is run.
       num_episodes: episodes, all at the same time.
       num_steps: control steps of an episode, at most; by default as many as in the run.
       command: VX VY YAW, what a legged robot is asked for all the time: forward and left (m/s), yaw rate (rad/s). By
@@ -44,6 +47,7 @@ class PlayCommand:
 
     run_dir: Annotated[Path, tyro.conf.Positional]
     checkpoint: str = "best"
+    experiment: str | None = None
     num_episodes: int = 8
     num_steps: int | None = None
     command: Command | None = None
@@ -61,7 +65,9 @@ def play(arguments: list[str]) -> None:
     command = tyro.cli(PlayCommand, args=arguments, prog="galvanax play")
     if command.num_episodes < 1:
         raise ConfigError(f"num_episodes={command.num_episodes}: expected at least 1.")
-    model, data, env, checkpoint = load_policy(command.run_dir, command.checkpoint, command.command)
+    run_dir = find_run(command.run_dir)
+    output = check_output(run_dir / "play" if command.output is None else command.output, run_dir)
+    model, data, env, checkpoint = load_policy(run_dir, command.checkpoint, command.command, command.experiment)
     if command.formats:
         mujoco_model(env)
     num_steps = data.max_episode_length if command.num_steps is None else command.num_steps
@@ -69,21 +75,20 @@ def play(arguments: list[str]) -> None:
     episodes: Episodes = jax.device_get(
         play_episodes(model, env, keys, num_steps, deterministic=not command.stochastic)
     )
-    output = command.output or command.run_dir / "play"
-    for name in FORMATS:  # an earlier film would seem to show these figures
-        (output / f"episode_0.{name}").unlink(missing_ok=True)
+    with writing(output):
+        for name in FORMATS:  # an earlier film would seem to show these figures
+            (output / f"episode_0.{name}").unlink(missing_ok=True)
     figures = {
         "checkpoint": str(checkpoint),
-        "step": read_meta(checkpoint)["step"],
+        "step": read_meta(checkpoint).step,
         "seed": command.seed,
         "stochastic": command.stochastic,
         "command": command.command,
         "num_steps": num_steps,
         **summary(episodes),
     }
-    with partial_file(output / "play.json") as partial:
-        partial.write_text(json.dumps(figures, indent=1))
-    _print(figures, f"{command.run_dir}, step {figures['step']}: {command.num_episodes} episodes")
+    write_json(output / "play.json", figures)
+    _print(figures, f"{run_dir}, step {figures['step']}: {command.num_episodes} episodes")
     written = [output / "play.json"]
     if command.formats:
         written += write_clip(
@@ -93,7 +98,7 @@ def play(arguments: list[str]) -> None:
             camera=command.camera,
             width=command.width,
             height=command.height,
-            title=f"{command.run_dir.name}, step {figures['step']}",
+            title=f"{run_dir.resolve().name}, step {figures['step']}",
         )
     print(f"wrote {', '.join(map(str, written))}")
 
@@ -122,7 +127,7 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 
 def _print(figures: dict[str, Any], title: str) -> None:
-    table = Table("figure", "mean", "std", "min", "max", title=title)
+    table = Table("figure", "mean", "std", "min", "max", title=escape(title))
     for name in ("episode_return", "episode_length"):
         table.add_row(name, *(f"{value:.4g}" for value in figures[name].values()))
     count = figures["num_episodes"]

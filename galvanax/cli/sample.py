@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from galvanax.cli.runs import load_run
+from galvanax.cli.runs import check_output, load_run
 from galvanax.errors import ConfigError, DataError
-from galvanax.partial_file import partial_file
+from galvanax.files import partial_file
 from galvanax.tasks.flow_matching import FlowMatchingTask
 from galvanax.tasks.flow_report import in_batches
 
@@ -34,6 +34,8 @@ class SampleCommand:
       ode_steps: of the flow from noise to sample; by default the run's.
       guidance: how far samples follow the condition, 1 as learned; by default the run's.
       checkpoint: the weights: "best", "last", a step or a path.
+      experiment: path/to/file.py:name of the gx.Experiment that made the run, where that is not one of the package. A
+        run folder is data: no code that it names is run.
       use_ema: take averaged weights, where the run has them.
       seed: of the noise.
       overwrite: replace a file of that name.
@@ -47,6 +49,7 @@ class SampleCommand:
     ode_steps: int | None = None
     guidance: float | None = None
     checkpoint: str = "best"
+    experiment: str | None = None
     use_ema: bool = True
     seed: int = 0
     overwrite: bool = False
@@ -59,9 +62,10 @@ def sample(arguments: list[str]) -> None:
         raise ConfigError(f"output={command.output}: expected the name of a file that ends in .npz.")
     if command.output.exists() and not command.overwrite:
         raise ConfigError(f"output={command.output} is there; expected a new name, or --overwrite.")
+    check_output(command.output.parent)
     if command.num_samples < 1:
         raise ConfigError(f"num_samples={command.num_samples}: expected at least 1.")
-    experiment, data, _ = load_run(command.run_dir)
+    experiment, data, _ = load_run(command.run_dir, command.experiment)
     if not isinstance(experiment.task, FlowMatchingTask):
         raise ConfigError(
             f"{command.run_dir} is a run of {type(experiment.task).__name__}; expected one that draws trajectories "
@@ -84,7 +88,6 @@ def sample(arguments: list[str]) -> None:
     arrays = {"states": drawn.states, "dt": np.float64(task.dt)}
     arrays |= {} if drawn.actions is None else {"actions": drawn.actions}
     arrays |= {} if conditions is None else {"conditionings": conditions}
-    command.output.parent.mkdir(parents=True, exist_ok=True)
     with partial_file(command.output) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     print(f"wrote {command.num_samples} trajectories of {task.horizon} steps to {command.output}")

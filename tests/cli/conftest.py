@@ -20,9 +20,16 @@ experiment = gx.Experiment(
 
 
 @pytest.fixture(scope="session")
-def ppo_run(tmp_path_factory):
+def tiny_ppo(tmp_path_factory):
+    """The experiment of `ppo_run`, as the command line takes it."""
+    file = tmp_path_factory.mktemp("ppo") / "tiny_ppo.py"
+    file.write_text(EXPERIMENT)
+    return f"{file}:experiment"
+
+
+@pytest.fixture(scope="session")
+def ppo_run(tiny_ppo, tmp_path_factory):
     """The folder of a run on cart-pole-balance: 2 iterations, so that its poles fall, some after 50 steps."""
-    folder = tmp_path_factory.mktemp("ppo")
-    (folder / "tiny_ppo.py").write_text(EXPERIMENT)
-    main(["fit", f"{folder / 'tiny_ppo.py'}:experiment", "--trainer.run-dir", str(folder / "run"), "--no-evaluate"])
+    folder = tmp_path_factory.mktemp("ppo_run")
+    main(["fit", tiny_ppo, "--trainer.run-dir", str(folder / "run"), "--no-evaluate"])
     return folder / "run"

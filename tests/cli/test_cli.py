@@ -73,21 +73,24 @@ def test_pendulum_end_to_end(tmp_path):
     """The main job, made short: still a pendulum learned from MJX and judged by C MuJoCo."""
     run = tmp_path / "pendulum"
     main(["fit", "pendulum", "--trainer.run-dir", str(run), "--trainer.max-epochs", "8"])
-    figures = json.loads((run / "evaluation.json").read_text())
+    (record,) = (run / "evaluations").glob("*/test.json")
+    figures = json.loads(record.read_text())
+    assert figures["checkpoint"] == f"checkpoints/{record.parent.name}"
+    assert (figures["step"], figures["split"]) == (int(record.parent.name), "test")
     assert figures["one_step_velocity_mse_over_persistence"] < 1e-3
     assert figures["open_loop_50_mse_over_persistence"] < 0.02
     assert figures["max_contacts"] == 0
     assert len(figures["open_loop_mse"]) == 50
     for plot in ("loss_curves", "predicted_vs_true", "open_loop_error"):
-        assert (run / "plots" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
+        assert (record.parent / "plots" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
     assert list((run / "tensorboard").iterdir())
     assert json.loads((run / "config.json").read_text())["trainer"]["name"] == "pendulum"
     with (run / "metrics.csv").open() as file:
         losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
     assert losses[-1] < losses[0] / 10
-    (run / "evaluation.json").unlink()
+    record.unlink()
     main(["evaluate", str(run)])
-    again = json.loads((run / "evaluation.json").read_text())
+    again = json.loads(record.read_text())
     assert again.keys() == figures.keys()
     np.testing.assert_allclose(again["open_loop_mse"], figures["open_loop_mse"], rtol=1e-6)
 
@@ -100,9 +103,10 @@ def test_a_users_own_file_with_flags(own, tmp_path, capsys):
     assert config["trainer"]["val_every"] == {"steps": 1}
     with (tmp_path / "spring" / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file) if row["val/loss"]] == ["1", "2", "3", "4"]
-    assert "test/loss" in json.loads((tmp_path / "spring" / "evaluation.json").read_text())
-    main(["evaluate", "spring", "--checkpoint", "last"])
-    assert json.loads((tmp_path / "spring" / "evaluation.json").read_text())["step"] == 4
+    (record,) = (tmp_path / "spring" / "evaluations").glob("*/test.json")
+    assert "test/loss" in json.loads(record.read_text())
+    main(["evaluate", "spring", "--experiment", own, "--checkpoint", "last"])
+    assert json.loads((tmp_path / "spring" / "evaluations" / "4" / "test.json").read_text())["step"] == 4
 
 
 def test_resume_and_overwrite(own, tmp_path, capsys):

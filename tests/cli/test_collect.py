@@ -31,16 +31,16 @@ def fails(capsys, *arguments):
 
 
 @pytest.fixture(scope="module")
-def motions(ppo_run, tmp_path_factory):
+def motions(ppo_run, tiny_ppo, tmp_path_factory):
     """Six episodes of whatever length, from the command."""
     path = tmp_path_factory.mktemp("motions") / "motions.npz"
-    run("collect", ppo_run, "--num-episodes", 6, "--keep-short", "--output", path)
+    run("collect", ppo_run, "--experiment", tiny_ppo, "--num-episodes", 6, "--keep-short", "--output", path)
     return read(path)
 
 
 @pytest.fixture(scope="module")
-def policy(ppo_run):
-    model, _, env, _ = load_policy(ppo_run, "best")
+def policy(ppo_run, tiny_ppo):
+    model, _, env, _ = load_policy(ppo_run, "best", experiment=tiny_ppo)
     return model, env
 
 
@@ -59,8 +59,8 @@ def test_what_is_in_the_file(motions):
     np.testing.assert_array_equal(motions["episodes"], np.arange(6))
 
 
-def test_the_same_episodes_as_play(ppo_run, motions, tmp_path):
-    run("play", ppo_run, "--num-episodes", 6, "--formats", "--output", tmp_path)
+def test_the_same_episodes_as_play(ppo_run, tiny_ppo, motions, tmp_path):
+    run("play", ppo_run, "--experiment", tiny_ppo, "--num-episodes", 6, "--formats", "--output", tmp_path)
     episodes = json.loads((tmp_path / "play.json").read_text())["episodes"]
     np.testing.assert_allclose(motions["rewards"].sum(1), [one["return"] for one in episodes], rtol=1e-5)
     np.testing.assert_array_equal(motions["lengths"], [one["length"] for one in episodes])
@@ -114,9 +114,9 @@ def test_episodes_are_the_same_however_many_run_side_by_side(policy):
     assert (few["lengths"] == 30).all()
 
 
-def test_from_the_command_line_in_shards(ppo_run, tmp_path, capsys):
+def test_from_the_command_line_in_shards(ppo_run, tiny_ppo, tmp_path, capsys):
     path = tmp_path / "motions.npz"
-    flags = ("--num-episodes", 5, "--episode-length", 20, "--num-envs", 4, "--output", path)
+    flags = ("--experiment", tiny_ppo, "--num-episodes", 5, "--episode-length", 20, "--num-envs", 4, "--output", path)
     run("collect", ppo_run, *flags, "--shard-size", 2)
     out = capsys.readouterr().out
     assert "wrote 5 episodes of 20 steps" in out
@@ -128,8 +128,9 @@ def test_from_the_command_line_in_shards(ppo_run, tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["motions.npz"]
 
 
-def test_a_policy_that_falls(ppo_run, tmp_path, capsys):
-    arguments = ("collect", ppo_run, "--num-episodes", 4, "--episode-length", 400, "--output", tmp_path / "m.npz")
+def test_a_policy_that_falls(ppo_run, tiny_ppo, tmp_path, capsys):
+    arguments = ("collect", ppo_run, "--experiment", tiny_ppo, "--num-episodes", 4, "--episode-length", 400)
+    arguments += ("--output", tmp_path / "m.npz")
     assert "Only 0 of 4 episodes lasted 400 steps" in fails(capsys, *arguments)
     assert not list(tmp_path.iterdir())
 
@@ -146,12 +147,12 @@ def test_an_error_leaves_no_shards(policy, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_does_not_work(ppo_run, tmp_path, capsys):
-    arguments = ("collect", ppo_run, "--num-episodes", 2)
+def test_what_does_not_work(ppo_run, tiny_ppo, tmp_path, capsys):
+    arguments = ("collect", ppo_run, "--experiment", tiny_ppo, "--num-episodes", 2)
     assert "ends in .npz" in fails(capsys, *arguments, "--output", tmp_path / "motions.csv")
     path = tmp_path / "motions.npz"
     assert "num_envs=0" in fails(capsys, *arguments, "--output", path, "--num-envs", 0)
     assert "shard_size=0" in fails(capsys, *arguments, "--output", path, "--shard-size", 0)
-    assert "holds no run" in fails(capsys, "collect", tmp_path / "no", "--num-episodes", 2, "--output", path)
+    assert "There is no run folder" in fails(capsys, "collect", tmp_path / "no", "--num-episodes", 2, "--output", path)
     assert "CartPole takes none" in fails(capsys, *arguments, "--output", path, "--command", 1, 0, 0)
     assert not path.exists()

@@ -83,7 +83,7 @@ def test_evaluate_takes_the_original_options(run_dir, motions, tmp_path):
             "--no-use-ema", "--num-examples", "6", "--output-dir", str(tmp_path),
         ]
     )  # fmt: skip
-    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    figures = json.loads((tmp_path / "test.json").read_text())
     assert (figures["samples_per_start"], figures["ode_steps"], figures["starts"]) == (3, 1, 6)
     assert {"tre", "min_tre", "sae", "mode_shares", "mean_trajectory_tre"} <= figures.keys()
     assert (tmp_path / "plots" / "samples.png").is_file()
@@ -94,7 +94,7 @@ def test_a_comparator_beside(run_dir, motions, tmp_path):
     main(["fit", "pendulum-stateflow", "--data", str(motions), *FIT, "--trainer.run-dir", str(other)])
     arguments = ["--beside", str(other), "--num-examples", "4", "--output-dir", str(tmp_path / "out")]
     main(["evaluate", str(run_dir), *arguments])
-    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    figures = json.loads((tmp_path / "out" / "test.json").read_text())
     assert figures["beside/states"]["sae"] > 10 * figures["sae"]
 
 

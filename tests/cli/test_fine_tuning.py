@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from galvanax.cli.main import main
-from galvanax.trainer.weights import read_weights
+from galvanax.runs.weights import read_weights
 
 OWN = '''
 import dataclasses
@@ -85,7 +85,7 @@ def test_from_a_run_to_a_file_to_a_run(own, tmp_path, capsys):
         for name in ("layers/0/kernel", "layers/0/bias", "layers/1/bias"):
             np.testing.assert_array_equal(tuned[name], expected[name])
         assert (tuned["layers/1/kernel"] != expected["layers/1/kernel"]).any()
-    callbacks = json.loads((tmp_path / "tuned" / "config.json").read_text())["callbacks"]
+    callbacks = list(json.loads((tmp_path / "tuned" / "config.json").read_text())["callbacks"].values())
     assert [callback["type"] for callback in callbacks][:3] == ["Freeze", "WarmStart", "GradientClipping"]
     assert callbacks[0]["patterns"] == ["layers/0/*", "layers/1/bias"]
     assert callbacks[1]["source"] == "weights.safetensors"

@@ -34,13 +34,14 @@ def test_logs_to_evaluation(tmp_path, monkeypatch, capsys):
             "--no-evaluate",
         ]
     )
-    figures = json.loads((tmp_path / "runs" / "double-cart-pole-gru" / "evaluation.json").read_text())
+    (record,) = (tmp_path / "runs" / "double-cart-pole-gru" / "evaluations").glob("*/test.json")
+    figures = json.loads(record.read_text())
     assert figures["mse_over_persistence_step_9"] < 1
     assert figures["steps"] == 25  # half a trajectory
     capsys.readouterr()
     flags = ["--beside", "one", "--num-examples", "3", "--output-dir", "results", "--data", "logs"]
     main(["evaluate", "runs/double-cart-pole-gru", *flags])
-    figures = json.loads((tmp_path / "results" / "evaluation.json").read_text())
+    figures = json.loads((tmp_path / "results" / "test.json").read_text())
     assert figures["num_examples"] == 3
     assert set(figures["error_growth"]) == {"model", "one", "persistence", "linear_extrapolation"}
     assert (tmp_path / "results" / "plots" / "error_growth.png").exists()

@@ -177,7 +177,7 @@ def test_fits_and_evaluates(tmp_path, capfd, monkeypatch):
     out, err = capfd.readouterr()
     assert "step 12/12" in out, out + err
     assert "[1] step" not in out  # process 0 alone says where it is
-    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    evaluation = json.loads((tmp_path / "run" / "evaluations" / "12" / "test.json").read_text())
     assert evaluation["step"] == 12
     assert evaluation["test/loss"] > 0
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") > 1

@@ -20,10 +20,11 @@ def fails(capsys, *arguments):
 
 
 @pytest.fixture(scope="module")
-def played(ppo_run, tmp_path_factory):
+def played(ppo_run, tiny_ppo, tmp_path_factory):
     """The folder that `play` wrote."""
     folder = tmp_path_factory.mktemp("played")
-    main(["play", str(ppo_run), "--num-episodes", "6", "--formats", "npz", "html", "--output", str(folder)])
+    own = ["--experiment", tiny_ppo]
+    main(["play", str(ppo_run), *own, "--num-episodes", "6", "--formats", "npz", "html", "--output", str(folder)])
     return folder
 
 
@@ -50,8 +51,9 @@ def test_the_first_episode_is_shown(played):
     assert "<title>run, step" in (played / "episode_0.html").read_text()
 
 
-def test_the_table_and_where_files_go(ppo_run, capsys):
-    main(["play", str(ppo_run), "--num-episodes", "7", "--num-steps", "30", "--formats", "--stochastic", "--seed", "7"])
+def test_the_table_and_where_files_go(ppo_run, tiny_ppo, capsys):
+    flags = ["--num-episodes", "7", "--num-steps", "30", "--formats", "--stochastic", "--seed", "7"]
+    main(["play", str(ppo_run), "--experiment", tiny_ppo, *flags])
     out = capsys.readouterr().out
     assert "episode_return" in out
     assert "of 7" in out
@@ -76,25 +78,31 @@ def test_what_is_no_policys_run(ppo_run, tmp_path, capsys):
     assert f"Nearest: {ppo_run}." in fails(capsys, "play", ppo_run.with_name("rum"))
     other = tmp_path / "pendulum"
     other.mkdir()
-    (other / "config.json").write_text(json.dumps({"trainer": {"name": "pendulum"}, "data": {}}))
+    config = {
+        "trainer": {"name": "pendulum"},
+        "task": {"type": "AccelerationTask"},
+        "data": {"type": "RolloutDataModule"},
+    }
+    (other / "config.json").write_text(json.dumps(config))
     assert "is a run of AccelerationTask; expected one with a policy" in fails(capsys, "play", other)
-    (other / "config.json").write_text(json.dumps({"trainer": {"name": None}, "data": {}}))
+    (other / "config.json").write_text(json.dumps(config | {"trainer": {"name": None}}))
     assert "not started by `galvanax fit`" in fails(capsys, "play", other)
 
 
-def test_what_can_not_be_played(ppo_run, tmp_path, capsys):
-    assert "No checkpoint of step 9" in fails(capsys, "play", ppo_run, "--checkpoint", "9")
-    assert "CartPole takes none" in fails(capsys, "play", ppo_run, "--command", "-0.5", "0", "0")
-    assert "num_episodes=0" in fails(capsys, "play", ppo_run, "--num-episodes", "0")
-    assert "num_steps=0" in fails(capsys, "play", ppo_run, "--num-steps", "0")
+def test_what_can_not_be_played(ppo_run, tiny_ppo, tmp_path, capsys):
+    own = ("--experiment", tiny_ppo)
+    assert "No checkpoint of step 9" in fails(capsys, "play", ppo_run, *own, "--checkpoint", "9")
+    assert "CartPole takes none" in fails(capsys, "play", ppo_run, *own, "--command", "-0.5", "0", "0")
+    assert "num_episodes=0" in fails(capsys, "play", ppo_run, *own, "--num-episodes", "0")
+    assert "num_steps=0" in fails(capsys, "play", ppo_run, *own, "--num-steps", "0")
     run = tmp_path / "run"
     shutil.copytree(ppo_run, run)
     config = json.loads((run / "config.json").read_text())
     config["data"]["environment"] = "brax:fast"
     (run / "config.json").write_text(json.dumps(config))
-    assert "Fast has no MuJoCo model" in fails(capsys, "play", run)
+    assert "Fast has no MuJoCo model" in fails(capsys, "play", run, *own)
     assert "Fast has no MuJoCo model" in fails(
-        capsys, "collect", run, "--num-episodes", "1", "--output", tmp_path / "motions.npz"
+        capsys, "collect", run, *own, "--num-episodes", "1", "--output", tmp_path / "motions.npz"
     )
 
 
@@ -106,10 +114,10 @@ def test_an_environment_that_json_can_not_hold_is_the_experiments_own(tmp_path):
         "class Own:\n    action_size = observation_size = 1\n    reset = step = None\n"
         "experiment = gx.Experiment(gx.PPOTask(), gx.EnvironmentDataModule(Own(), num_envs=8), gx.Trainer(max_steps=1))"
     )
-    settings = {"environment": "<own_object.Own object at 0x7f>", "num_envs": 16}
-    config = {"trainer": {"name": f"{file}:experiment"}, "data": settings}
+    settings = {"type": "EnvironmentDataModule", "environment": "<own_object.Own object at 0x7f>", "num_envs": 16}
+    config = {"trainer": {"name": f"{file}:experiment"}, "task": {"type": "PPOTask"}, "data": settings}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    experiment, data, read = load_run(tmp_path)
+    experiment, data, read = load_run(tmp_path, f"{file}:experiment")
     assert data.environment is experiment.data.environment
     assert data.num_envs == 16
     assert read == config

@@ -356,7 +356,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     obs = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
     wanted = act(model, obs)
     for name, (_, open_file) in FORMATS.items():
-        main(["export", "point", "--output", name])
+        main(["export", "point", "--experiment", "own.py:experiment", "--output", name])
         assert f"wrote {name}" in capsys.readouterr().out
         for one, other in zip(open_file(Path(name))(obs, np.zeros((5, 4), np.float32)), wanted, strict=True):
             np.testing.assert_allclose(one, other, atol=TOLERANCE)
@@ -367,9 +367,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     error = fails(capsys, "export", "point", "--output", "policy.pt")
     assert "output=policy.pt: expected a name with one of these suffixes" in error
     assert all(suffix in error for suffix in (".safetensors", ".onnx", ".jax"))
-    assert "No checkpoint of step 7" in fails(capsys, "export", "point", "--output", "p.onnx", "--checkpoint", "7")
-    assert "poin holds no run" in fails(capsys, "export", "poin", "--output", "p.onnx")
+    own = ("--experiment", "own.py:experiment", "--output", "p.onnx")
+    assert "No checkpoint of step 7" in fails(capsys, "export", "point", *own, "--checkpoint", "7")
+    assert "There is no run folder poin. Nearest: point" in fails(capsys, "export", "poin", *own)
     main(["fit", "own.py:line"])
     capsys.readouterr()
-    assert "expected one with a policy (PPOTask)" in fails(capsys, "export", "line", "--output", "p.onnx")
+    assert "expected one with a policy (PPOTask)" in fails(
+        capsys, "export", "line", "--experiment", "own.py:line", "--output", "p.onnx"
+    )
     assert not Path("p.onnx").exists()
