@@ -2,13 +2,18 @@
 
 import dataclasses
 import importlib
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from galvanax.callbacks.callback import Callback
 from galvanax.errors import ConfigError
+from galvanax.files import describe_os_error
 
 if TYPE_CHECKING:
     from galvanax.trainer.run import FitResult, Run
+
+log = logging.getLogger("galvanax")
 
 
 @dataclasses.dataclass
@@ -17,6 +22,7 @@ class WandBLogger(Callback):
 
     A resumed run continues its W&B run. Where it starts behind the last row that W&B has, W&B leaves the rows between
     out, which are the same. A W&B run that is already active (a sweep's, by `wandb.init`) is used and left open.
+    Where W&B fails later, on a full disk for example, a warning says so, and the run goes on.
 
     Attributes:
       project: where W&B puts the run.
@@ -50,6 +56,7 @@ class WandBLogger(Callback):
         """
         self._run, self._id = run, None
         self._session: Any = None
+        self._warned = self._given_up = False
         if self.mode != "disabled":
             self._wandb = _import_wandb()
             if not run.resumed:
@@ -98,21 +105,43 @@ class WandBLogger(Callback):
             )
         except self._wandb.Error as error:
             raise ConfigError(f'WandBLogger(mode={self.mode!r}): {error} Or log with mode="offline".') from error
+        except OSError as error:
+            self._given_up = True
+            self._warn(error)
+            return
         self._id = self._session.id
-        self._session.config.update(self._run.config, allow_val_change=True)
+        self._try(lambda: self._session.config.update(self._run.config, allow_val_change=True))
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         if self.mode == "disabled":
             return
-        if self._session is None:  # resumed from a checkpoint of a run that had no such logger
+        if self._session is None and not self._given_up:  # resumed from a checkpoint of a run that had no such logger
             self._start()
-        per_epoch = self._run.steps_per_epoch
-        self._session.log({**metrics, **({"epoch": step / per_epoch} if per_epoch else {})}, step=step)
+        if self._session is not None:
+            per_epoch = self._run.steps_per_epoch
+            row = {**metrics, **({"epoch": step / per_epoch} if per_epoch else {})}
+            self._try(lambda: self._session.log(row, step=step))
 
     def _finish(self, exit_code: int) -> None:
         if self._session is not None and self._owned:
-            self._session.finish(exit_code=exit_code)
+            self._try(lambda: self._session.finish(exit_code=exit_code))
         self._session = None
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:  # its errors have no class in common
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            assert self._run.run_dir is not None
+            folder = self._run.run_dir / "wandb"
+            reason = (
+                describe_os_error(error, folder) if isinstance(error, OSError) else str(error) or type(error).__name__
+            )
+            log.warning("W&B fails (%s): %s. The run goes on; W&B may lack rows.", folder, reason)
+        self._warned = True
 
 
 def _import_wandb() -> Any:
