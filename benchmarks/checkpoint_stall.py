@@ -118,7 +118,10 @@ def fit(case: Case, data: dict, steps: int, callbacks: list[gx.Callback]) -> flo
     watch = Stopwatch(warm, warm + steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = gx.Trainer(
-            max_steps=warm + steps, run_dir=f"{folder}/run", callbacks=[gx.CSVLogger(), *callbacks, watch]
+            max_steps=warm + steps,
+            run_dir=f"{folder}/run",
+            checkpoint=any(isinstance(callback, gx.Checkpoint) for callback in callbacks),
+            callbacks=[gx.CSVLogger(), *callbacks, watch],
         )
         trainer.fit(SizedTask(case.width), gx.ArrayDataModule(train=data, batch_size=case.batch_size))
     return watch.rate

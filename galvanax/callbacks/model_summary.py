@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from clu import parameter_overview
 
 from galvanax.callbacks.callback import Callback
+from galvanax.terminal import say
 
 if TYPE_CHECKING:
     from galvanax.trainer.run import Run
@@ -19,4 +20,4 @@ class ModelSummary(Callback):
 
     def on_fit_start(self, run: "Run") -> None:
         """See `Callback`."""
-        print(parameter_overview.get_parameter_overview(run.state.params, include_stats=False), flush=True)
+        say(parameter_overview.get_parameter_overview(run.state.params, include_stats=False))

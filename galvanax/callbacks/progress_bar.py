@@ -1,14 +1,15 @@
 """What a person sees while it runs."""
 
+import contextlib
 import dataclasses
 import time
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from galvanax.callbacks.callback import Callback
+from galvanax.terminal import Terminal
 
 if TYPE_CHECKING:
     from galvanax.trainer.run import FitResult, Run
@@ -30,7 +31,7 @@ class ProgressBar(Callback):
 
     def on_fit_start(self, run: "Run") -> None:
         """See `Callback`."""
-        self._console = Console()
+        self._console = Terminal()
         self._started = self._printed = time.monotonic()
         self._first, self._compiling = run.step, True
         self._reported = run.step
@@ -56,7 +57,8 @@ class ProgressBar(Callback):
             # The first dispatch holds the compilation; speed is counted from here.
             self._first, self._started = self._reported, time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._reported, text=self._text(run))
+            with contextlib.suppress(OSError):
+                self._bar.update(self._task, completed=self._reported, text=self._text(run))
         elif first or time.monotonic() - self._printed > self.seconds:
             self._line(run)
 
@@ -74,19 +76,21 @@ class ProgressBar(Callback):
         self._close(run, type(error).__name__)
 
     def _close(self, run: "Run", reason: str | None) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, text=self._text(run))
-            self._bar.stop()
-        else:
-            self._line(run)
-        if reason:
-            self._console.print(f"stopped at step {run.step}: {reason}", highlight=False)
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.update(self._task, text=self._text(run))
+                self._bar.stop()
+            else:
+                self._line(run)
+            if reason:
+                self._console.print(f"stopped at step {run.step}: {reason}", highlight=False)
 
     def _line(self, run: "Run") -> None:
         self._printed = time.monotonic()
-        self._console.print(
-            f"step {self._reported}/{run.num_steps}  {self._text(run)}", highlight=False, soft_wrap=True
-        )
+        with contextlib.suppress(OSError):
+            self._console.print(
+                f"step {self._reported}/{run.num_steps}  {self._text(run)}", highlight=False, soft_wrap=True
+            )
 
     def _text(self, run: "Run") -> str:
         latest = run.metrics | getattr(self, "_latest", {})

@@ -11,6 +11,7 @@ from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.patterns import check_patterns, matching
 from galvanax.errors import CheckpointError, ConfigError
 from galvanax.runs.weights import describe, read_weights
+from galvanax.terminal import say
 from galvanax.trainer import processes
 from galvanax.trainer.state import Arrays
 
@@ -98,7 +99,7 @@ class WarmStart(Callback):
             raise CheckpointError(f"Nothing of {weights.source} fits this model. {_mismatch(report, there)}")
         self.report = report
         if processes.is_main():
-            print(report, flush=True)
+            say(report)
         warm: Arrays = {path: jnp.asarray(there[path]) for path in report.loaded}
         return _replace(params, warm), _replace(variables, warm)
 

@@ -12,6 +12,7 @@ from galvanax.errors import ConfigError, NonFiniteError, Preempted
 from galvanax.runs.checkpoint_meta import Monitor, Monitored, check_mode
 from galvanax.runs.checkpoint_writer import CheckpointWriter, Snapshot
 from galvanax.runs.checkpoints import CheckpointFolder
+from galvanax.terminal import say
 from galvanax.trainer import processes
 from galvanax.trainer.schedule import Epochs, Minutes, Steps, check_interval, next_multiple
 
@@ -171,7 +172,7 @@ class Checkpoint(Callback):
             raise KeyboardInterrupt
         self._signal = number
         if number == signal.SIGINT:
-            print("\nCtrl-C: saving at the next step; press it again to stop at once.", flush=True)
+            say("\nCtrl-C: saving at the next step; press it again to stop at once.")
 
     def _told(self) -> int | None:
         """The signal that this process, or another one, was sent."""
@@ -186,7 +187,7 @@ class Checkpoint(Callback):
         else:
             what = f"not saved; the newest checkpoint is {self._folder.path / str(steps[-1]) if steps else 'none'}"
         if processes.is_main():
-            print(f"{name} at step {run.step}: {what}.", flush=True)
+            say(f"{name} at step {run.step}: {what}.")
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(name, run.step)

@@ -61,7 +61,7 @@ class CheckpointFolder:
         known = f'"best", "last", {", ".join(map(str, steps)) or "(none saved yet)"}'
         if isinstance(name, bool | float) or not text:
             raise CheckpointError(f"{name!r} is no checkpoint: expected one of {known}, or a path.")
-        if text in ("best", "last") or text.isdecimal():
+        if text in ("best", "last") or (text.isdecimal() and len(text) < 20):
             self._check_no_link()
             if not steps:
                 raise CheckpointError(f"No checkpoint in {self.path}.{self._tell_aside()}")

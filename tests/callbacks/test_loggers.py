@@ -683,3 +683,20 @@ def outcome_of(run_dir: Path, name: str) -> dict:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "| true"])
+def test_nobody_listens(tmp_path, output):
+    """A full disk behind the standard output, or a pipe whose reader is gone."""
+    code = (
+        "import galvanax as gx; from support import *\n"
+        "callbacks = [gx.ModelSummary(), gx.ProgressBar(seconds=0.0)]\n"
+        "trainer = gx.Trainer(max_steps=60, steps_per_dispatch=1, run_dir='run', callbacks=callbacks)\n"
+        "trainer.fit(LineTask(), line_data()); open('ended', 'w').close()"
+    )
+    path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
+    command = f'"{sys.executable}" -c "$CODE" {output if "|" in output else f"> {output}"}'
+    environ = {**os.environ, "CODE": code, "PYTHONPATH": path}
+    subprocess.run(["bash", "-c", command], env=environ, cwd=tmp_path, check=False, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "ended").exists()
+    assert (tmp_path / "run" / "checkpoints" / "60").is_dir()
