@@ -49,8 +49,8 @@ def main(rounds: int = 7, scale: float = 1.0) -> None:
 
 def _without(case: Case, data: dict, steps: int) -> float:
     with (
-        mock.patch.object(programs, "_finite", lambda state: jnp.zeros(0, bool)),
-        mock.patch.object(run, "weight_names", lambda state: []),
+        mock.patch.object(programs, "_finite", return_value=jnp.zeros(0, bool)),
+        mock.patch.object(run, "weight_names", return_value=[]),
     ):
         return fit(case, data, steps, [])
 
