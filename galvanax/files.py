@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from galvanax.errors import DataError
 
 log = logging.getLogger("galvanax")
@@ -165,6 +167,7 @@ def check_plain(path: Path) -> None:
 
 
 def _mark(data: Any) -> Any:
+    data = data.item() if isinstance(data, np.generic) else data
     if isinstance(data, float) and not math.isfinite(data):
         return {NON_FINITE: str(data)}
     if isinstance(data, dict):

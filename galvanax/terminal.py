@@ -6,7 +6,7 @@ from rich.console import Console
 
 
 class Terminal(Console):
-    """A console that falls silent where its output is gone (`galvanax fit ... | head`); rich's would end the process."""
+    """A console that falls silent where its output is gone (`galvanax fit ... | head`); rich's would end it."""
 
     def on_broken_pipe(self) -> None:
         """Says nothing more."""

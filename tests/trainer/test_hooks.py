@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import LineTask, NetTask, assert_same_state, line_data, net_data
 
@@ -183,13 +184,13 @@ def test_host_state_is_of_its_step(tmp_path):
             self.list.extend(steps)
 
         def host_state(self):
-            return {"list": self.list}
+            return {"list": self.list, "scalar": np.float32("nan")}
 
     saving = gx.Checkpoint(every=gx.Steps(4), keep_last=None)
     fit(tmp_path, Growing(), task=LineTask(), data=line_data(), saving=saving)
     for step in steps_of(tmp_path):
         meta = json.loads((tmp_path / "checkpoints" / str(step) / "meta.json").read_text())
-        assert meta["host"]["Growing"]["list"] == list(range(1, step + 1))
+        assert meta["host"]["Growing"] == {"list": list(range(1, step + 1)), "scalar": {"__float__": "nan"}}
 
 
 def test_host_state_that_is_no_json_is_named(tmp_path):
