@@ -37,7 +37,8 @@ class CSVLogger(Callback):
         self._file = LogFile(self._path, self._damaged)
         self._kept: list[dict[str, str]] = []  # rows that the file is yet to be made with
         self._uncut = run.resumed
-        self._resumed_at, self._validates_again = run.step, run.validated_at != run.step
+        self._resumed_at = run.step
+        self._again = run.logged_again()
         self._rows: Backlog[dict[str, Any]] = Backlog(self._path, self._write_waiting)
         self._rows.flush()
 
@@ -89,8 +90,8 @@ class CSVLogger(Callback):
     def _is_kept(self, row: Mapping[str, str]) -> bool:
         """Whether the resumed run does not write this row again."""
         step = int(row["step"])
-        if step == self._resumed_at and self._validates_again:
-            return not any(value and name.startswith("val/") for name, value in row.items())
+        if step == self._resumed_at and any(value and name.startswith(self._again) for name, value in row.items()):
+            return False
         return step <= self._resumed_at
 
     def _take(self, rows: Iterable[dict[str, str]], *more: Mapping[str, Any]) -> None:

@@ -40,7 +40,8 @@ class TensorBoardLogger(Callback):
         assert run.run_dir is not None
         self._folder, self._damaged = run.run_dir / "tensorboard", run.run_dir / "damaged"
         self._uncut = run.resumed
-        self._resumed_at, self._validates_again = run.step, run.validated_at != run.step
+        self._resumed_at = run.step
+        self._again = run.logged_again()
         # Not tensorboardX's writer: it can't go on after an error, and its flush leaves what is still in its queue. The
         # number is there since two files of the same second would have one name.
         stem = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
@@ -100,8 +101,8 @@ class TensorBoardLogger(Callback):
         return b"".join(record for record, event in _records(path) if self._is_kept(event))
 
     def _is_kept(self, event: Event) -> bool:
-        if event.step == self._resumed_at and self._validates_again:
-            return not any(value.tag.startswith("val/") for value in event.summary.value)
+        if event.step == self._resumed_at and any(value.tag.startswith(self._again) for value in event.summary.value):
+            return False
         return event.step <= self._resumed_at
 
     def _close(self) -> None:

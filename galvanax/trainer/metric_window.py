@@ -7,18 +7,17 @@ import numpy as np
 
 
 class MetricWindow:
-    """Gathers the metrics of steps, and gives their means at every multiple of `log_every` and at the last step.
+    """Gathers the metrics of steps, and gives their means at every multiple of `log_every`.
 
     Args:
       log_every: steps in a window.
-      num_steps: the last step.
 
     Attributes:
-      rows: the values since the last mean, by name; JSON data.
+      rows: the values since the last multiple, by name; JSON data.
     """
 
-    def __init__(self, log_every: int, num_steps: int):
-        self._log_every, self._num_steps = log_every, num_steps
+    def __init__(self, log_every: int):
+        self._log_every = log_every
         self.rows: dict[str, list[float]] = {}
 
     def add(self, steps: range, values: dict[str, np.ndarray]) -> Iterator[tuple[int, dict[str, float]]]:
@@ -34,8 +33,11 @@ class MetricWindow:
             stop = boundary - steps[0] + 1
             for name, rows in values.items():
                 self.rows.setdefault(name, []).extend(rows[done:stop].tolist())
-            if boundary % self._log_every == 0 or boundary == self._num_steps:
-                means = {name: math.fsum(rows) / len(rows) for name, rows in self.rows.items()}
+            if boundary % self._log_every == 0:
+                yield boundary, self.means()
                 self.rows = {}
-                yield boundary, means
             done = stop
+
+    def means(self) -> dict[str, float]:
+        """Of what has been gathered since the last multiple, by name; nothing where that is nothing."""
+        return {name: math.fsum(rows) / len(rows) for name, rows in self.rows.items()}

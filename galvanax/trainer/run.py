@@ -112,12 +112,13 @@ class Run:
     started: float = dataclasses.field(default_factory=time.monotonic)
     _in_flight: collections.deque[tuple[range, Any]] = dataclasses.field(default_factory=collections.deque)
     _host: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _rest_logged: int = -1
     _due: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._copy = _copy_program(self.callbacks)
         self._weights = weight_names(self.state)
-        self._window = MetricWindow(self.trainer.log_every, self.num_steps)
+        self._window = MetricWindow(self.trainer.log_every)
         self._hosted = {
             name: callback
             for name, callback in self.callbacks.items()
@@ -140,7 +141,7 @@ class Run:
         return lower_train_program(self.program, self.state, self.feed.spec, self.feed.capacity, self.devices)
 
     def stop(self, reason: str) -> None:
-        """Ends the run at this step; a callback's way to say that it has seen enough."""
+        """Ends the run before the next dispatch; a callback's way to say that it has seen enough."""
         self.stop_reason = self.stop_reason or reason
 
     def next_boundary(self) -> int:
@@ -171,13 +172,15 @@ class Run:
             self._collect()
 
     def interrupted(self) -> bool:
-        """Whether a callback must see the state now; on any process."""
+        """Whether a callback must see the state now, or has stopped the run; on any process."""
         due = [name for name, callback in self._hosted.items() if callback.due(self)]
         # Once for each dispatch: what depends on a process's clock or signals.
-        told: list[dict[str, Any]] = processes.gather("dispatch", {"due": due, "steps": self.pace.steps})
+        mine = {"due": due, "steps": self.pace.steps, "stop": self.stop_reason}
+        told: list[dict[str, Any]] = processes.gather("dispatch", mine)
         self._due = frozenset(name for one in told for name in one["due"])
         self.pace.steps = told[0]["steps"]
-        return bool(self._due)
+        self.stop_reason = next((one["stop"] for one in told if one["stop"]), None)
+        return bool(self._due) or self.stop_reason is not None
 
     def is_due(self, callback: Callback) -> bool:
         """Whether a callback must see the state now, for what depends on time or signals; the same on all processes."""
@@ -193,6 +196,8 @@ class Run:
     def visit(self) -> None:
         """Does what is due at this step: validation, then the callbacks. Once, also if the run is interrupted here."""
         first = self.visited != self.step
+        if self.step == self.num_steps:
+            self._log_rest()
         if first and self.validated_at != self.step and self.step == self.next_validation(self.step - 1):
             self._validate()
             self._hooks.raise_first()
@@ -206,7 +211,10 @@ class Run:
         self.pace.pause()
 
     def end(self) -> FitResult:
-        """Tells the callbacks that the run is over, and returns its outcome."""
+        """Measures and logs what the last step lacks, tells the callbacks that the run is over, returns its outcome."""
+        self._log_rest()
+        if self.evaluator is not None and self.validated_at != self.step and self.stop_reason is not None:
+            self._validate()
         self._hooks.emit("on_train_end", self)
         self._hooks.raise_first()
         result = self._result()
@@ -251,7 +259,12 @@ class Run:
         self.visited, self.validated_at = meta.visited, meta.validated_at
         self._host = host
         self.feed.position = meta.position
-        self._window.rows = meta.window
+        # A run that ended here has logged and measured what one that goes on does not, or not yet.
+        self._window.rows = meta.window if self.step % self.trainer.log_every else {}
+        if self.step != self.next_validation(self.step - 1):
+            self.validated_at = -1
+        if self.step == self.num_steps == meta.num_steps and self.visited == self.step:
+            self._rest_logged = self.step
         self.metrics = meta.metrics
         self.started = time.monotonic() - meta.seconds
 
@@ -263,6 +276,12 @@ class Run:
         self._share_stop()
         if self.visited != self.step:
             self.visit()
+
+    def logged_again(self) -> tuple[str, ...]:
+        """Prefixes of the metrics of this step that a resumed run logs again, or not at all: loggers drop them."""
+        again = self.step % self.trainer.log_every and self._rest_logged != self.step
+        train = ("train/", "speed/") if again else ()
+        return (*train, *(("val/",) if self.validated_at != self.step else ()))
 
     def next_validation(self, step: int) -> int | None:
         """The first step after `step` with a validation, or None where there is no validation data."""
@@ -285,6 +304,14 @@ class Run:
         self.metrics |= metrics
         self.validated_at = self.step
         self._hooks.emit("on_validation_end", self, metrics)
+
+    def _log_rest(self) -> None:
+        """Logs the last, open window; it stays open, for a run that goes on from here."""
+        if self._window.rows and self._rest_logged != self.step:
+            self._rest_logged = self.step
+            means = self._window.means()
+            self.metrics |= means
+            self._hooks.emit("on_train_log", self, self.step, means)
 
     def _result(self) -> FitResult:
         folder = CheckpointFolder(self.run_dir) if self.run_dir else None
