@@ -17,14 +17,19 @@ log = logging.getLogger("galvanax")
 
 @dataclasses.dataclass
 class EarlyStopping(Callback):
-    """Ends the run when a validation metric has not improved for `patience` validations.
+    """Ends the run after `patience` validations without improvement.
+
+    A training metric, such as "train/loss", is looked at in every row of the log (each `Trainer.log_every` steps), and
+    `patience` counts those.
 
     Attributes:
       monitor: the metric, such as "val/loss".
       mode: whether less ("min") or more ("max") is better.
-      patience: validations without improvement that are allowed.
+      patience: validations in a row without improvement after which the run ends; 0 is as 1.
       min_delta: what counts as an improvement.
       threshold: end also as soon as the metric is this good.
+      divergence_threshold: end also as soon as it is worse than this.
+      check_finite: end also when it is NaN or infinite; else that counts as no improvement.
     """
 
     monitor: str
@@ -32,6 +37,8 @@ class EarlyStopping(Callback):
     patience: int = 3
     min_delta: float = 0.0
     threshold: float | None = None
+    divergence_threshold: float | None = None
+    check_finite: bool = True
 
     def __post_init__(self) -> None:
         check_mode(self.mode, "EarlyStopping")
@@ -44,19 +51,31 @@ class EarlyStopping(Callback):
         self._reason: str | None = None
         self._best, self._waited = math.inf, 0
 
+    def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
+        """See `Callback`."""
+        if self.monitor in metrics:
+            self._look(metrics[self.monitor], "rows of the log")
+
     def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
         """See `Callback`."""
+        if self.monitor in metrics:
+            self._look(metrics[self.monitor], "validations")
+
+    def _look(self, value: float, looks: str) -> None:
         sign = 1 if self.mode == "min" else -1
-        value = metrics[self.monitor]
-        if self.threshold is not None and sign * value <= sign * self.threshold:
+        if not math.isfinite(value) and self.check_finite:
+            self._stop(f"{self.monitor} is {value}")
+        elif self.threshold is not None and sign * value <= sign * self.threshold:
             self._stop(f"{self.monitor} is {value:.6g}, as good as the threshold {self.threshold:.6g}")
+        elif self.divergence_threshold is not None and sign * value > sign * self.divergence_threshold:
+            limit = f"{self.divergence_threshold:.6g}"
+            self._stop(f"{self.monitor} is {value:.6g}, worse than the divergence threshold {limit}")
         elif sign * value < self._best - self.min_delta:
             self._best, self._waited = sign * value, 0
         else:
             self._waited += 1
-            if self._waited > self.patience:
-                best = f"{sign * self._best:.6g}"
-                self._stop(f"{self.monitor} has not improved on {best} in {self._waited} validations")
+            if self._waited >= self.patience:
+                self._stop(f"{self.monitor} has not improved on {sign * self._best:.6g} in {self._waited} {looks}")
 
     def host_state(self) -> dict[str, Any]:
         """See `Callback`."""

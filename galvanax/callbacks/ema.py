@@ -1,8 +1,8 @@
 """Averaged weights."""
 
 import dataclasses
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from galvanax.callbacks.callback import Callback
@@ -19,7 +19,8 @@ class EMA(Callback):
     the train state and in the checkpoint.
 
     Attributes:
-      decay: of the average, each step, in [0, 1).
+      decay: of the average, each step, in [0, 1). Averages of 16-bit parameters are kept in float32: a step's share
+        is below what 16 bits can tell apart.
     """
 
     decay: float = 0.999
@@ -30,17 +31,25 @@ class EMA(Callback):
 
     def init_slot(self, params: Arrays) -> Arrays:
         """See `Callback`."""
-        return jax.tree.map(jnp.copy, params)
+        self._dtypes = {name: leaf.dtype for name, leaf in params.items()}
+        return {name: jnp.array(leaf, _wide(leaf.dtype)) for name, leaf in params.items()}
 
     def update_slot(self, slot: Arrays, state: TrainState) -> Arrays:
         """See `Callback`."""
         step = state.step.astype(jnp.float32)
         keep = jnp.minimum(self.decay, (1 + step) / (10 + step))
         # In this form the average of equal values is that value, exactly.
-        return jax.tree.map(
-            lambda average, new: average + (1 - keep).astype(new.dtype) * (new - average), slot, state.params
-        )
+        return {
+            name: average + (1 - keep).astype(average.dtype) * (state.params[name].astype(average.dtype) - average)
+            for name, average in slot.items()
+        }
 
     def eval_params(self, slot: Arrays) -> Arrays:
         """See `Callback`."""
-        return slot
+        if all(average.dtype == self._dtypes[name] for name, average in slot.items()):
+            return slot
+        return {name: average.astype(self._dtypes[name]) for name, average in slot.items()}
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32 else dtype

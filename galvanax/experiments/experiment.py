@@ -55,8 +55,10 @@ def find_experiment(reference: str, registry: dict[str, Callable[[], Experiment]
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up by name.
+    # Dataclasses look their own module up by name; and as in `python file.py`, its neighbours can be imported.
     sys.modules[spec.name] = module
+    if (folder := str(Path(file).parent.absolute())) not in sys.path:
+        sys.path.insert(0, folder)
     spec.loader.exec_module(module)
     found = getattr(module, name, None)
     experiment = found() if callable(found) else found

@@ -32,14 +32,16 @@ class Checkpoint(Callback):
     Only weights that are finite are ever saved: others end the run before (`gx.NonFiniteError`).
 
     SIGTERM and SIGUSR1 save at the next dispatch boundary and end the process with status 75 (`gx.Preempted`);
-    Ctrl-C saves, says where, and ends with KeyboardInterrupt; a second Ctrl-C ends at once. With several processes, a
-    signal to one is a signal to all; training waits while they save, and an exception leaves no checkpoint.
+    Ctrl-C saves, says where, and ends with KeyboardInterrupt; a second Ctrl-C ends at once. A handler of one's own for
+    SIGTERM or SIGUSR1 is called once it is saved. With several processes, a signal to one is a signal to all; training
+    waits while they save, and an exception leaves no checkpoint.
 
     Attributes:
-      monitor: the validation metric that ranks checkpoints; a value that is NaN or infinite ranks nowhere. None ranks
-        none, and "best" is the last.
+      monitor: the metric that ranks checkpoints, of validation, or of training ("train/loss": each row of the log, of
+        `Trainer.log_every` steps); a value that is NaN or infinite ranks nowhere. None ranks none, and "best" is the
+        last.
       mode: whether less ("min") or more ("max") of it is better; required with a monitor.
-      keep_best: best checkpoints to keep; a validation among the best is always saved.
+      keep_best: best checkpoints to keep; a validation (or row) among the best is always saved.
       keep_last: newest checkpoints to keep; None keeps all.
       every: when to save; None saves after every validation, and where there is no validation data every ten minutes.
         The end of the run is always saved.
@@ -106,6 +108,8 @@ class Checkpoint(Callback):
         validation = self._run.next_validation(step)
         if validation is not None and (self._every is None or self.monitor is not None):
             steps.append(validation)
+        if self._of_training:
+            steps.append(next_multiple(step, self._run.trainer.log_every))
         return min(steps, default=None)
 
     def due(self, run: "Run") -> bool:
@@ -151,9 +155,14 @@ class Checkpoint(Callback):
         return value is not None and self._writer.is_among_best(run.step, value)
 
     def _value(self, run: "Run") -> float | None:
-        if self.monitor is None or run.validated_at != run.step:
+        measured_at = run.logged_at if self._of_training else run.validated_at
+        if self.monitor is None or measured_at != run.step:
             return None
         return run.metrics.get(self.monitor)
+
+    @property
+    def _of_training(self) -> bool:
+        return self.monitor is not None and self.monitor.startswith("train/")
 
     def _save(self, run: "Run") -> None:
         self._last_time = time.monotonic()
@@ -190,6 +199,9 @@ class Checkpoint(Callback):
             say(f"{name} at step {run.step}: {what}.")
         if number == signal.SIGINT:
             raise KeyboardInterrupt
+        own = self._handlers.get(number)
+        if callable(own) and self._signal == number:
+            own(number, None)
         raise Preempted(name, run.step)
 
     def _restore_handlers(self) -> None:

@@ -94,7 +94,9 @@ class Entry:
     @classmethod
     def of(cls, meta: CheckpointMeta) -> "Entry":
         """A checkpoint's."""
-        values = dict(meta.metrics) if meta.validated_at == meta.step else {}
+        values = {}
+        if meta.validated_at == meta.step:
+            values = {name: value for name, value in meta.metrics.items() if not name.startswith("train/")}
         if meta.monitor is not None and meta.monitor.value is not None:
             values[meta.monitor.metric] = meta.monitor.value
         return cls(meta.step, values, meta.permanent, meta.monitor)

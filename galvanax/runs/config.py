@@ -42,6 +42,8 @@ def from_json(cls: type[T], data: dict[str, Any], source: str) -> T:
     fields = {name: value for name, value in data.items() if name != "type"}
     try:
         return _converter.structure(fields, cls)
+    except cattrs.StructureHandlerNotFoundError as error:
+        raise ConfigError(f"{source} does not describe a {cls.__name__}: {error}.") from error
     except cattrs.BaseValidationError as error:
         problems = "; ".join(cattrs.transform_error(error, path=cls.__name__))
         raise ConfigError(f"{source} does not describe a {cls.__name__}: {problems}.") from error

@@ -1,6 +1,7 @@
 """A fit in progress: what the loop works on and what callbacks see."""
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import time
@@ -79,6 +80,7 @@ class Run:
       config: JSON of task, data, trainer and callbacks.
       visited: the last step at which all that was due is done.
       validated_at: the step of the last validation, or -1.
+      logged_at: the step of the last row of training metrics, or -1.
       settled: whether state, position and what callbacks have been told agree, so that a save would be of this step.
       resumed: whether the state came from a checkpoint.
       prolonged: whether a resumed run was asked to go on although it may have been stopped: by more steps, other
@@ -107,6 +109,7 @@ class Run:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     visited: int = 0
     validated_at: int = -1
+    logged_at: int = -1
     settled: bool = True
     stop_reason: str | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
@@ -151,7 +154,7 @@ class Run:
     def dispatch(self, boundary: int) -> None:
         """Sends the next steps to the devices, as many as fit in a stack and before `boundary`."""
         count = min(boundary - self.step, self.pace.steps)
-        with jax.transfer_guard("disallow"):
+        with self._guard():
             stack = self.feed.take(count)
             size = placement.put(np.int32(count), self.devices.replicated)
             self.settled = False
@@ -305,13 +308,22 @@ class Run:
         self.validated_at = self.step
         self._hooks.emit("on_validation_end", self, metrics)
 
+    @staticmethod
+    def _guard() -> contextlib.AbstractContextManager[None]:
+        """Nothing waits for the devices in the loop, but where the user looks into each operation."""
+        looks = jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs  # type: ignore[attr-defined]
+        return contextlib.nullcontext() if looks else jax.transfer_guard("disallow")
+
     def _log_rest(self) -> None:
         """Logs the last, open window; it stays open, for a run that goes on from here."""
         if self._window.rows and self._rest_logged != self.step:
             self._rest_logged = self.step
-            means = self._window.means()
-            self.metrics |= means
-            self._hooks.emit("on_train_log", self, self.step, means)
+            self._log(self.step, self._window.means())
+
+    def _log(self, step: int, means: dict[str, float]) -> None:
+        self.metrics |= means
+        self.logged_at = step
+        self._hooks.emit("on_train_log", self, step, means)
 
     def _result(self) -> FitResult:
         folder = CheckpointFolder(self.run_dir) if self.run_dir else None
@@ -327,8 +339,7 @@ class Run:
         self._check_finite(steps, values, broken)
         self._hooks.emit("on_train_metrics", self, steps, values)
         for step, means in self._window.add(steps, values):
-            self.metrics |= means
-            self._hooks.emit("on_train_log", self, step, means)
+            self._log(step, means)
         self.settled = True
         self._hooks.raise_first()
 

@@ -90,10 +90,10 @@ def test_early_evaluation_of_an_average_is_not_of_untrained_weights():
 
 def test_early_stopping_waits_for_patience():
     recorder = Recorder()
-    stopping = gx.EarlyStopping("val/loss", mode="min", patience=2)
+    stopping = gx.EarlyStopping("val/loss", mode="min", patience=3)
     trainer = gx.Trainer(max_epochs=50, callbacks=[stopping, recorder])
     result = trainer.fit(LineTask(0.0), line_data())  # a rate of zero never improves
-    assert sorted(recorder.validations) == [8, 16, 24, 32]  # the first is the best so far; then patience + 1
+    assert sorted(recorder.validations) == [8, 16, 24, 32]  # the first is the best so far; then patience
     assert "val/loss has not improved" in result.stop_reason
     assert int(result.state.step) == 32
 
@@ -106,8 +106,8 @@ def test_early_stopping_counts_only_improvements_beyond_min_delta():
         return len(recorder.validations)
 
     assert epochs(mode="min", patience=1) == 30
-    assert epochs(mode="min", patience=1, min_delta=100.0) == 3
-    assert epochs(mode="max", patience=1) == 3
+    assert epochs(mode="min", patience=1, min_delta=100.0) == 2
+    assert epochs(mode="max", patience=1) == 2
     assert 1 < epochs(mode="min", patience=1, threshold=2.0) < 30
 
 

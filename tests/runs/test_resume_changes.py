@@ -245,7 +245,7 @@ def test_a_mode_that_was_a_slip(tmp_path):
     assert best_epoch(scripted(tmp_path, 5, values, "val/score", "max", resume="last", keep_last=None)) == 5
 
 
-def stopping(folder, epochs, resume=None, patience=1):
+def stopping(folder, epochs, resume=None, patience=2):
     callbacks = [gx.EarlyStopping("val/loss", "min", patience=patience), gx.Checkpoint()]
     trainer = gx.Trainer(max_epochs=epochs, run_dir=folder, callbacks=callbacks)
     return trainer.fit(LineTask(0.0), line_data(), resume=resume)

@@ -177,11 +177,11 @@ def test_a_run_that_was_stopped_stays_stopped(tmp_path):
         stopping = gx.EarlyStopping("val/loss", "min", patience=patience)
         return settings(tmp_path, callbacks=[stopping]).fit(LineTask(0.0), line_data(), resume=resume)
 
-    first = fit(1)
-    again = fit(1, "auto")
+    first = fit(2)
+    again = fit(2, "auto")
     assert again.stop_reason == first.stop_reason
     assert int(again.state.step) == int(first.state.step) == 24
-    assert int(fit(3, "last").state.step) == 40
+    assert int(fit(4, "last").state.step) == 40
 
 
 def test_more_steps_than_before(finished, tmp_path):
@@ -237,17 +237,17 @@ def test_two_checkpoint_callbacks(tmp_path):
 
 def test_an_exception_is_saved_where_it_happened(finished, tmp_path):
     class Ends(type(net_data())):
-        """Breaks once, at the 17th batch."""
+        """Breaks once, at the 17th batch: the seventh of the second epoch."""
 
         def train_dataset(self, seed):
-            def read(batch):
-                reads.append(1)
-                if len(reads) == 18:  # the first read is the look at a batch's shape
+            def read(index, batch):
+                reads.append(index)
+                if index == 6 and reads.count(index) == 2:
                     raise OSError("the disk is gone")
                 return batch
 
             reads: list = []
-            return super().train_dataset(seed).map(read)
+            return super().train_dataset(seed).map_with_index(read)
 
     data = net_data()
     broken = Ends(data.train, data.val, data.test, data.batch_size)

@@ -120,6 +120,17 @@ def test_handlers_are_restored(tmp_path, error):
     assert all(handler is not mine for handler in inside.values())
 
 
+def test_a_handler_of_ones_own_is_called_once_it_is_saved(tmp_path):
+    seen = []
+    old = signal.signal(signal.SIGTERM, lambda number, frame: seen.append((number, saved_steps(tmp_path / "run"))))
+    try:
+        with pytest.raises(gx.Preempted):
+            settings(tmp_path / "run", Send(signal.SIGTERM, 23, at_boundary=True)).fit(NetTask(), net_data())
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    assert seen == [(signal.SIGTERM, [23])]
+
+
 def test_without_a_checkpoint_callback_signals_are_the_users(tmp_path):
     class Look(gx.Callback):
         def on_train_metrics(self, run, steps, metrics):

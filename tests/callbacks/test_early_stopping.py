@@ -1,0 +1,96 @@
+"""When a run ends early: the curves of other libraries' tests, with the validation at which it is to end."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import optax
+import pytest
+from support import LineTask, line_data
+
+import galvanax as gx
+
+nan, inf = math.nan, math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted(LineTask):
+    """Its metric `score`, of training and of validation, is the next of its values in each epoch of eight steps."""
+
+    values: tuple[float, ...] = ()
+
+    def build_optimizer(self, num_steps):
+        return optax.sgd(0.0)
+
+    def train_step(self, state, batch, rng):
+        epoch = (state.step // 8).astype(int)
+        params = {name: array * 0 + (state.step + 1) / 8 for name, array in state.params.items()}
+        metrics = {"loss": jnp.float32(0), "score": jnp.array(self.values)[epoch]}
+        return state.replace(params=params), metrics
+
+    def evaluate(self, model, batch, rng):
+        return {"loss": jnp.float32(0), "score": jnp.array(self.values)[model.kernel[0, 0].astype(int) - 1]}
+
+
+def epochs(values, monitor="val/score", val=True, **settings):
+    """The epochs done, and why the run ended."""
+    data = line_data() if val else gx.ArrayDataModule(train=line_data().train, batch_size=8)
+    stopping = gx.EarlyStopping(monitor, **settings)
+    trainer = gx.Trainer(max_epochs=len(values), log_every=8, steps_per_dispatch=8, callbacks=[stopping])
+    result = trainer.fit(Scripted(values=tuple(map(float, values))), data)
+    return int(result.state.step) // 8, result.stop_reason
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "expected"),
+    [  # Lightning's test_early_stopping_patience
+        ((6, 5, 5, 5, 5, 5), 3, 5),
+        ((6, 5, 4, 4, 3, 3), 1, 4),
+        ((6, 5, 6, 5, 5, 5), 3, 5),
+        ((6, 5, 4, 3, 2, 1), 1, 6),
+        ((6, 6, 5, 5, 4, 4), 0, 2),
+    ],
+)
+def test_patience(values, patience, expected):
+    assert epochs(values, mode="min", patience=patience)[0] == expected
+    assert epochs([-value for value in values], mode="max", patience=patience)[0] == expected
+
+
+def test_thresholds():
+    """Lightning's test_early_stopping_thresholds."""
+    values = (9, 8, 7, 6, 5, 6, 4, 3, 2, 1)
+    ended, reason = epochs(values, mode="min", patience=99, threshold=2.9)
+    assert (ended, reason) == (9, "val/score is 2, as good as the threshold 2.9")
+    ended, reason = epochs((1, 5, 9, 16, 3), mode="min", patience=99, divergence_threshold=15.9)
+    assert (ended, reason) == (4, "val/score is 16, worse than the divergence threshold 15.9")
+    assert epochs((9, 5, 1, 0.5), mode="max", patience=99, divergence_threshold=2.0)[0] == 3
+
+
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+def test_what_is_not_finite(value):
+    ended, reason = epochs((5, 4, value, 3, 2), mode="min", patience=99)
+    assert (ended, reason) == (3, f"val/score is {value}")
+    ended, _ = epochs((5, 4, value, 3, 2), mode="min", patience=99, check_finite=False)
+    assert ended == 5
+    if not value < 0:
+        assert epochs((5, value, value, 3, 2), mode="min", patience=2, check_finite=False)[0] == 3
+
+
+@pytest.mark.parametrize("val", [True, False])
+def test_a_training_metric(val):
+    """With validation data and without: a row of the log is what a validation is else."""
+    values = (6, 5, 5, 5, 5, 5, 5, 5)
+    ended, reason = epochs(values, monitor="train/score", val=val, mode="min", patience=3)
+    assert reason == "train/score has not improved on 5 in 3 rows of the log"
+    assert 5 <= ended <= 6  # told one dispatch late
+    assert epochs((3, 2, 1), monitor="train/score", val=val, mode="min", patience=1) == (3, None)
+
+
+@pytest.mark.parametrize("val", [True, False])
+def test_checkpoints_by_a_training_metric(tmp_path, val):
+    data = line_data() if val else gx.ArrayDataModule(train=line_data().train, batch_size=8)
+    saving = gx.Checkpoint("train/score", "min", keep_best=2)
+    trainer = gx.Trainer(max_epochs=5, log_every=8, run_dir=tmp_path, callbacks=[saving])
+    result = trainer.fit(Scripted(values=(5.0, 2.0, nan, 1.0, 4.0)), data)
+    assert result.best_checkpoint.name == "32"
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [16, 32, 40]
