@@ -7,7 +7,9 @@ earlier step, is moved to a folder beside it.
 """
 
 import dataclasses
+import errno
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -119,7 +121,7 @@ class CheckpointFolder:
         """
         final, partial = self.path / str(step), self.path / f"{PARTIAL}{step}"
         try:
-            processes.from_main("checkpoint: folder", lambda: _make_anew(partial))
+            processes.from_main("checkpoint: folder", lambda: self._make_room(partial, arrays))
             processes.each("checkpoint: arrays", lambda: write_arrays(partial, arrays))
             whole = dataclasses.replace(meta, arrays={name: describe(leaf) for name, leaf in arrays.items()})
             processes.from_main("checkpoint: rest", lambda: _write_rest(partial, whole))
@@ -161,12 +163,24 @@ class CheckpointFolder:
             except DamagedError:
                 log.warning("the damaged checkpoint is kept as %s", set_aside(self.path / str(later), DAMAGED))
 
+    def _make_room(self, partial: Path, arrays: Named) -> None:
+        """An empty folder to write to. Where there is no room, that is said here: Orbax would take pages for it."""
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        if shutil.disk_usage(partial).free < self._needed(arrays):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _needed(self, arrays: Named) -> int:
+        """Bytes that a checkpoint takes: as many as the newest one does."""
+        for step in reversed(self.steps()):
+            found = [path.lstat() for path in (self.path / str(step)).rglob("*")]
+            return sum(one.st_blocks * 512 for one in found)
+        return sum(leaf.nbytes for leaf in arrays.values())
+
     def _explain(self, error: Exception, arrays: Named) -> str:
         if not self.path.is_dir():
             return "the folder was removed"
-        reason = reason_of(error)
-        needed = sum(leaf.nbytes for leaf in arrays.values())
-        return describe_os_error(OSError(0, reason), self.path, needed)
+        return describe_os_error(OSError(0, reason_of(error)), self.path, self._needed(arrays))
 
     def _check_no_link(self) -> None:
         """A run's folder may be reached by a link; what is in it is in it."""
@@ -207,11 +221,6 @@ def check_task(folder: Path, meta: CheckpointMeta, task_type: str) -> dict:
     if config["type"] != task_type:
         raise CheckpointError(f"{folder} is a checkpoint of {config['type']}, not of {task_type}.")
     return config
-
-
-def _make_anew(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
 
 
 def _write_rest(partial: Path, meta: CheckpointMeta) -> None:

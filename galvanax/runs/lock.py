@@ -12,6 +12,7 @@ from pathlib import Path
 import filelock
 
 from galvanax.errors import RunDirError
+from galvanax.files import make_folder
 from galvanax.runs.run_folder import run_path
 
 log = logging.getLogger("galvanax")
@@ -39,7 +40,7 @@ def hold(run_dir: str | Path | None) -> Iterator[None]:
     run_dir = run_path(run_dir)
     made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir)  # flushed: what is in a folder that a power cut takes is gone with it
         lock = _acquire(run_dir / LOCK)
     except OSError as error:
         raise RunDirError(f"{run_dir} can't be written to: {error.strerror or error}.") from error
