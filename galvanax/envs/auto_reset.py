@@ -7,10 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from galvanax.envs.environment import cast_like, strong
-from galvanax.errors import ConfigError
+from galvanax.envs.unwrap import time_limit, unwrap
 
 # Environments that are reset in one go: a share of the batch, since few end at the same step.
 _RESET_SHARE = 8
+
+# What an ended episode leaves in `info`, and what else of it is AutoReset's.
+_KEPT = ("final_observation", "truncation", "steps", "episode_return", "episode_metrics")
+_NAMES = (*_KEPT, "auto_reset_rng", "time_limit")
+# What the environment itself keeps under these names, beside them.
+_OWN = "auto_reset_own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +27,17 @@ class AutoReset:
     the returned state holds the new episode's observation. What the policy would have seen next is kept:
 
       `info["final_observation"]`: the true last observation of the step, before any reset. Bootstrap from it.
-      `info["truncation"]`: 1.0 where the time limit ended the episode and nothing else did.
+      `info["truncation"]`: 1.0 where the episode was only cut off: by the time limit and nothing else, or by the
+        environment, where it says so: `done` with a `info["truncation"]` of its own (brax's convention).
       `info["steps"]`: control steps of the running episode so far; of the ended one where `done`.
       `info["episode_return"]`, `info["episode_metrics"]`: sums over the same steps.
 
     `done` is 1.0 for both kinds of end. An environment may define `next_episode(state, rng)` to carry something over
     from the ended episode (a curriculum's level, properties drawn once per environment); otherwise `reset(rng)` is
     called.
+
+    An environment's own entries of these names are its own: it gets them back in the next step. Training wrappers of
+    brax and Playground are taken off, see `unwrap`.
 
     Attributes:
       env: one environment.
@@ -41,9 +51,9 @@ class AutoReset:
     stagger: bool = False
 
     def __post_init__(self) -> None:
-        limit = self.episode_length or getattr(self.env, "episode_length", 1000)
-        if not isinstance(limit, int) or limit < 1:
-            raise ConfigError(f"AutoReset.episode_length={limit!r}: expected a whole number of at least 1.")
+        env, wrappers = unwrap(self.env)
+        limit = time_limit(env, wrappers, self.episode_length or None, "AutoReset.episode_length")
+        object.__setattr__(self, "env", env)
         object.__setattr__(self, "episode_length", limit)
 
     def reset(self, rng: jax.Array) -> Any:
@@ -66,13 +76,18 @@ class AutoReset:
             "episode_return": zeros,
             "episode_metrics": {name: zeros for name in state.metrics},
         }
+        if own := {name: state.info[name] for name in _NAMES if name in state.info}:
+            info[_OWN] = own
         return strong(state.replace(info=info, reward=zeros, done=zeros))
 
     def step(self, state: Any, action: jax.Array) -> Any:
         """One control step of every environment under actions `(num_envs, action_size)`."""
         running = 1 - state.done
-        # Environments may hand the old `done` on: a new episode starts with 0.
-        stepped = jax.vmap(self.env.step)(state.replace(done=jnp.zeros_like(state.done)), action)
+        own = state.info.get(_OWN, {})
+        # Environments may hand the old `done` and `truncation` on: a step starts with 0.
+        info = {**state.info, "truncation": jnp.zeros_like(state.info["truncation"]), **own}
+        stepped = jax.vmap(self.env.step)(state.replace(done=jnp.zeros_like(state.done), info=info), action)
+        cut_off = (stepped.info["truncation"] > 0) & (stepped.done > 0)
         steps = state.info["steps"] * running + 1
         timed_out = (steps >= state.info["time_limit"]).astype(stepped.done.dtype)
         done = jnp.maximum(stepped.done, timed_out)
@@ -80,7 +95,7 @@ class AutoReset:
             **stepped.info,
             "auto_reset_rng": state.info["auto_reset_rng"],
             "final_observation": stepped.obs,
-            "truncation": timed_out * (1 - stepped.done),
+            "truncation": jnp.where(cut_off, 1, timed_out * (1 - stepped.done)),
             "steps": steps,
             "time_limit": state.info["time_limit"],
             "episode_return": state.info["episode_return"] * running + stepped.reward,
@@ -88,6 +103,8 @@ class AutoReset:
                 name: state.info["episode_metrics"][name] * running + value for name, value in stepped.metrics.items()
             },
         }
+        if own:
+            info[_OWN] = {name: stepped.info[name] for name in own}
         ended = stepped.replace(done=done, info=info)
         return cast_like(self._restart(ended), state)
 
@@ -107,10 +124,10 @@ class AutoReset:
             old = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), state)
             keys = jax.vmap(jax.random.split)(old.info["auto_reset_rng"])
             fresh = self._next_episodes(old, keys[:, 0])
-            kept = ("final_observation", "truncation", "steps", "episode_return", "episode_metrics")
             limits = jnp.full_like(old.info["time_limit"], self.episode_length)
-            info = {**fresh.info, **{name: old.info[name] for name in kept}}
+            info = {**fresh.info, **{name: old.info[name] for name in _KEPT}}
             info |= {"auto_reset_rng": keys[:, 1], "time_limit": limits}
+            info[_OWN] = {name: fresh.info[name] for name in old.info.get(_OWN, {})}
             # Keys of wrappers around or inside pass through.
             info = {name: info.get(name, value) for name, value in old.info.items()}
             new = fresh.replace(reward=old.reward, done=old.done, metrics=old.metrics, info=info)

@@ -1,5 +1,6 @@
 """The policy and the value function of PPO."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from galvanax.networks.mlp import MLP
 from galvanax.networks.normalizer import Statistic
 
 DISTRIBUTIONS = ("tanh_normal", "normal")
-_MIN_STD = 1e-3
+_MIN_STD = 1e-3  # brax's, added to it
+_STD_FLOOR = 1e-6  # rsl_rl's, for "normal"
 
 
 class RunningNormalizer(nnx.Module):
@@ -67,14 +69,15 @@ class ActorCritic(nnx.Module):
       value_hidden: widths of the value function's hidden layers.
       activation: a function of `flax.nnx`.
       distribution: `"tanh_normal"`: actions in (-1, 1), deviations depend on the observation (brax's);
-        `"normal"`: unbounded actions, one learned deviation per entry (rsl_rl's).
+        `"normal"`: unbounded actions, one learned deviation per entry (rsl_rl's), of at least 1e-6.
       initial_std: deviation of the policy at the start, for `"normal"`.
       memory_size: units of a GRU before the policy's MLP, 0 for none.
       normalize: whether observations are normalised.
       rngs: for the weights.
 
     Raises:
-      ConfigError: an unknown distribution or activation.
+      ConfigError: an unknown distribution or activation, observations without `state`, or an `initial_std` that is no
+        deviation.
     """
 
     def __init__(
@@ -93,8 +96,13 @@ class ActorCritic(nnx.Module):
     ):
         if distribution not in DISTRIBUTIONS:
             raise ConfigError(f"distribution={distribution!r}: expected one of {', '.join(DISTRIBUTIONS)}.")
+        if distribution == "normal" and not _STD_FLOOR <= initial_std < math.inf:
+            raise ConfigError(f"initial_std={initial_std}: expected a standard deviation of at least {_STD_FLOOR}.")
         self.privileged = isinstance(observation_size, Mapping) and "privileged_state" in observation_size
         sizes = observation_size if isinstance(observation_size, Mapping) else {"state": observation_size}
+        if "state" not in sizes:
+            known = ", ".join(map(repr, sizes)) or "nothing"
+            raise ConfigError(f"Observations hold {known}; expected 'state', which the policy sees.")
         self.action_size, self.memory_size, self.distribution = action_size, memory_size, distribution
         state_size = int(sizes["state"])
         critic_size = int(sizes["privileged_state"]) if self.privileged else state_size
@@ -117,7 +125,8 @@ class ActorCritic(nnx.Module):
         if self.log_std is None:
             loc, scale = jnp.split(outputs, 2, axis=-1)
             return ActionDistribution(loc, jax.nn.softplus(scale) + _MIN_STD, squashed=True), memory
-        scale = jnp.broadcast_to(jnp.exp(self.log_std[...]), outputs.shape)
+        # At 0 a density, and so the loss, would be NaN. Under exp, since XLA makes log(exp(x)) x.
+        scale = jnp.broadcast_to(jnp.exp(jnp.maximum(self.log_std[...], math.log(_STD_FLOOR))), outputs.shape)
         return ActionDistribution(outputs, scale, squashed=False), memory
 
     def value(self, obs: Any) -> jax.Array:

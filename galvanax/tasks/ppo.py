@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,10 +12,10 @@ import optax
 import tyro
 from flax import nnx
 
-from galvanax.datamodules.environment import EnvironmentDataModule
+from galvanax.datamodules.environment import EnvironmentDataModule, check_counts
 from galvanax.envs.auto_reset import AutoReset
 from galvanax.envs.symmetry import Symmetry
-from galvanax.errors import ConfigError
+from galvanax.errors import ConfigError, nearest
 from galvanax.networks.actor_critic import ActorCritic
 from galvanax.rendering.trajectory_npz import MotionClip
 from galvanax.tasks.gae import generalized_advantages
@@ -42,6 +43,25 @@ SymmetryUse = Literal["none", "augment", "loss"]
 
 # Environments are shuffled within this many groups, so that a minibatch is the same on 1, 2, 4 and 8 devices.
 _GROUPS = 8
+
+# Actions are meant for [-1, 1]: an environment that breaks under larger ones than this is not to blame.
+_WILD = 1e3
+
+# What `bad_environment` says where it is the policy that broke.
+_POLICY = -2.0
+
+# Where settings lie: lower and upper end, and which of the two belong to it.
+_RANGES = {
+    "learning_rate": (0.0, math.inf, "[)"),
+    "discount": (0.0, 1.0, "(]"),
+    "gae_lambda": (0.0, 1.0, "[]"),
+    "clip": (0.0, math.inf, "(]"),
+    "value_coef": (0.0, math.inf, "[)"),
+    "entropy_coef": (-math.inf, math.inf, "()"),
+    "final_entropy_coef": (-math.inf, math.inf, "()"),
+    "reward_scaling": (-math.inf, math.inf, "()"),
+    "symmetry_coef": (0.0, math.inf, "[)"),
+}
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +110,7 @@ class PPOTask(Task):
       value_hidden: widths of the value function's layers.
       activation: a function of `flax.nnx`.
       distribution: `"tanh_normal"` (actions in (-1, 1)) or `"normal"` (unbounded).
-      initial_std: the policy's deviation at the start, for `"normal"`.
+      initial_std: the policy's deviation at the start, for `"normal"`. It never gets below 1e-6.
       memory_size: units of a GRU in the policy, 0 for none.
       symmetry: use the robot's mirror symmetry: `"augment"` the data, add a `"loss"`, or not. The environment must
         have a `symmetry`.
@@ -152,11 +172,8 @@ class PPOTask(Task):
                 )
             if self.memory_size:
                 raise ConfigError('PPOTask.symmetry needs a policy without memory: memory_size=0, or symmetry="none".')
-        size = env.observation_size
-        sizes = {"state": size}
-        if isinstance(size, Mapping):
-            # Images pass by: policy and value function see vectors.
-            sizes = {name: _length(size[name]) for name in ("state", "privileged_state") if name in size}
+        sizes = _observation_sizes(env)
+        check_counts(env, "action_size")
         training = AutoReset(env, datamodule.max_episode_length, stagger=True)
         environments = (training, datamodule.eval_env, datamodule.num_envs)
         return dataclasses.replace(self, observation_size=sizes, action_size=env.action_size, environments=environments)
@@ -224,7 +241,7 @@ class PPOTask(Task):
             "episodes": ended,
             "env_steps": (state.step + 1.0) * self.unroll_length * self.environments[2],
             "explained_variance": _explained_variance(rollout.value, data.target),
-            "bad_environment": _first_bad(rollout, batch["env"]),
+            "bad_environment": _first_bad(rollout, envs.obs, batch["env"]),
         }
         variables = state.definition.split(model)[1]
         return state.replace(variables=variables, carry=carry), metrics
@@ -261,6 +278,7 @@ class PPOTask(Task):
     def explain_non_finite(self, metrics: Mapping[str, float]) -> str:
         """Where a NaN came from."""
         env = metrics.get("bad_environment", -1.0)
+        lower = ["the learning rate"] + ([f"reward_scaling={self.reward_scaling:g}"] if self.reward_scaling > 1 else [])
         terms = [name for name, value in metrics.items() if name.startswith("env/") and value != value]
         if env >= 0:
             return (
@@ -268,12 +286,34 @@ class PPOTask(Task):
                 + (f"; so did its {', '.join(terms)}" if terms else "")
                 + ". Look at its physics (timestep, solver iterations) and reward."
             )
-        return "All observations and rewards were finite: lower the learning rate, or clip the gradients."
+        if env == _POLICY:
+            if self.distribution == "normal":
+                lower += [f"initial_std={self.initial_std:g}", f"entropy_coef={self.entropy_coef:g}"]
+            return (
+                "All observations and rewards were finite until the policy's actions were not, or were beyond "
+                f"{_WILD:g} ([-1, 1] is meant): lower {', '.join(lower)}, or clip the gradients."
+            )
+        return f"All observations and rewards were finite: lower {', '.join(lower)}, or clip the gradients."
 
     def _check_settings(self) -> None:
-        for name in ("unroll_length", "num_epochs", "num_minibatches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"PPOTask.{name}={getattr(self, name)}: expected at least 1.")
+        check_counts(self, "unroll_length", "num_epochs", "num_minibatches")
+        check_counts(self, "memory_size", least=0)
+        for name in ("policy_hidden", "value_hidden"):
+            widths = getattr(self, name)
+            if not all(isinstance(width, int) and width >= 1 for width in widths):
+                raise ConfigError(f"PPOTask.{name}={widths}: expected whole numbers of at least 1.")
+        for name, (low, high, ends) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            inside = isinstance(value, numbers.Real) and low <= float(value) <= high
+            if not inside or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
+                expected = f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}; the default is {getattr(PPOTask, name)}"
+                raise ConfigError(f"PPOTask.{name}={value!r}: expected {expected}.")
+        if self.reward_scaling == 0:
+            raise ConfigError("PPOTask.reward_scaling=0: nothing would be learned; expected another number, such as 1.")
+        if self.learning_rate_schedule == "adaptive" and not 0 < self.desired_kl < math.inf:
+            raise ConfigError(f"PPOTask.desired_kl={self.desired_kl}: expected a number in (0, inf), such as 0.01.")
         for name, kind in (("learning_rate_schedule", Schedule), ("symmetry", SymmetryUse)):
             if getattr(self, name) not in get_args(kind):
                 known = ", ".join(get_args(kind))
@@ -424,15 +464,49 @@ def _explained_variance(values: jax.Array, targets: jax.Array) -> jax.Array:
     return 1 - _moments(targets - values)[1] / (_moments(targets)[1] + 1e-8)
 
 
-def _first_bad(rollout: Transitions, ids: jax.Array) -> jax.Array:
-    """The number of the first environment whose observation or reward is not finite, or -1."""
-    # The last step's observation is seen in its value alone.
-    leaves = [rollout.reward[..., None], rollout.next_value[..., None], *jax.tree.leaves(rollout.obs)]
-    bad = jnp.stack([~jnp.isfinite(leaf).all(axis=(0, *range(2, leaf.ndim))) for leaf in leaves]).any(axis=0)
-    first = jnp.min(jnp.where(bad, ids.astype(jnp.float32), jnp.inf))
+def _first_bad(rollout: Transitions, last_obs: Any, ids: jax.Array) -> jax.Array:
+    """The number of the first environment that gave an observation or a reward that is not finite, of its own accord.
+
+    -1 where none did, -2 where the policy's actions were not finite, or too wild, before.
+    """
+    seen = _finite(rollout.obs)
+    following = jnp.concatenate([seen[1:], _finite(jax.tree.map(lambda leaf: leaf[None], last_obs))])
+    # What an episode led to is seen in its value alone: the next observation is another episode's.
+    ending = jnp.isfinite(rollout.next_value) | ~jnp.isfinite(rollout.value)
+    failed = ~jnp.isfinite(rollout.reward) | ~jnp.where(rollout.done > 0, ending, following)
+    action = rollout.policy.action(rollout.raw_action)
+    tame = jnp.cumsum(~(jnp.abs(action) <= _WILD).all(axis=-1), axis=0) == 0  # so far
+    bad = ~seen[0] | (failed & tame).any(axis=0)
+    policy = jnp.any((failed & ~tame) | (seen & ~jnp.isfinite(action).all(axis=-1)))
+    # One number says it all, so that devices exchange one: ids, then the policy, then nothing.
+    last = jnp.finfo(jnp.float32).max
+    first = jnp.min(jnp.where(bad, ids.astype(jnp.float32), jnp.where(policy, last, jnp.inf)))
     first = jax.lax.pmin(first, DATA) if is_local() else first
-    return jnp.where(jnp.isfinite(first), first, -1.0)
+    return jnp.select([first < last, first == last], [first, jnp.full_like(first, _POLICY)], -1.0)
 
 
-def _length(shape: Any) -> int:
-    return int(shape) if isinstance(shape, int) else int(shape[-1])
+def _finite(tree: Any) -> jax.Array:
+    """Whether all of it is finite, `(steps, envs)`."""
+    leaves = [jnp.isfinite(leaf).all(axis=tuple(range(2, leaf.ndim))) for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all(axis=0)
+
+
+def _observation_sizes(env: Any) -> dict[str, int]:
+    """Lengths of what the policy sees, and the value function. Images pass by: both see vectors."""
+    size, kind = env.observation_size, type(env).__name__
+    if not isinstance(size, Mapping):
+        return {"state": _length(size, f"{kind}.observation_size")}
+    if "state" not in size:
+        raise ConfigError(
+            f"{kind} observes {', '.join(map(repr, size)) or 'nothing'}: PPOTask's policy sees 'state', and its value "
+            f"function 'privileged_state' where there is one. Name a vector so.{nearest('state', map(str, size))}"
+        )
+    names = (name for name in ("state", "privileged_state") if name in size)
+    return {name: _length(size[name], f"{kind}.observation_size[{name!r}]") for name in names}
+
+
+def _length(shape: Any, name: str) -> int:
+    lengths = tuple(shape) if hasattr(shape, "__len__") else (shape,)
+    if len(lengths) != 1 or not hasattr(lengths[0], "__index__"):
+        raise ConfigError(f"{name} is {shape!r}: expected a vector's length. Flatten it in the environment.")
+    return int(lengths[0])

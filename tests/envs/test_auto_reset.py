@@ -1,6 +1,7 @@
 """Episodes that end and begin by themselves, against one environment stepped by a plain loop; and other people's."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -266,6 +267,50 @@ def test_done_of_another_type(kind):
     plain, typed = (host(unroll(AutoReset(env, LIMIT), keys, actions)[1]) for env in (Walk(), Typed()))
     for name in ("done", "truncation", "steps", "obs"):
         np.testing.assert_array_equal(typed[name], plain[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Limited(Walk):
+    """Ends itself after `LIMIT` steps and says that it was only cut off; counts under a name of AutoReset's."""
+
+    kind: Any = jnp.float32
+    at_reset: bool = True
+
+    def reset(self, rng):
+        state = super().reset(rng)
+        own = {"steps": jnp.int32(0)} | ({"truncation": jnp.zeros((), self.kind)} if self.at_reset else {})
+        return state.replace(info={**state.info, **own})
+
+    def step(self, state, action):
+        assert state.info["steps"].dtype == jnp.int32
+        after, steps = super().step(state, action), state.info["steps"] + 1
+        cut_off = (steps >= LIMIT) & (after.done == 0)
+        info = {**after.info, "steps": steps, "truncation": cut_off.astype(self.kind)}
+        return after.replace(done=jnp.maximum(after.done, cut_off), info=info)
+
+
+@pytest.mark.parametrize("limit", [1000, LIMIT])
+@pytest.mark.parametrize(("kind", "at_reset"), [(jnp.float32, True), (bool, True), (jnp.int32, False)])
+def test_an_environment_that_cuts_itself_off(walks, kind, at_reset, limit):
+    """The same figures as under AutoReset's own time limit."""
+    keys, actions, _, states = walks
+    found = host(unroll(AutoReset(Limited(kind=kind, at_reset=at_reset), limit), keys, actions)[1])
+    assert found["truncation"].sum() > 20
+    for name, array in host(states).items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_a_truncation_that_ends_nothing_says_nothing():
+    """brax's convention: `truncation` tells what kind of end `done` is."""
+
+    class Talks(Walk):
+        def step(self, state, action):
+            after = super().step(state, action)
+            return after.replace(done=jnp.zeros(()), info={**after.info, "truncation": jnp.ones(())})
+
+    found = host(unroll(AutoReset(Talks(), LIMIT), keys_of(ENVS), actions_of(ENVS))[1])
+    np.testing.assert_array_equal(found["truncation"], found["steps"] == LIMIT)
+    np.testing.assert_array_equal(found["done"], found["truncation"])
 
 
 @pytest.mark.parametrize("limit", [-1, 2.5])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from brax.training.acme import running_statistics
 from flax import nnx
 
@@ -241,7 +242,36 @@ def test_the_two_distributions():
     np.testing.assert_allclose(policy.sample(jnp.ones((6, 2))), policy.loc + 0.3, rtol=1e-5)
 
 
+@pytest.mark.parametrize("log_std", [-200.0, -15.0, -13.0, 0.3])
+def test_a_deviation_has_a_floor(log_std):
+    """1e-6: what is above stays as it is, and no density is NaN; against scipy's."""
+    model = actor_critic(distribution="normal", normalize=False)
+    definition = ModelDef(lambda rngs: actor_critic(distribution="normal", normalize=False, rngs=rngs))
+    params, variables = definition.split(model)
+    params = {**params, "log_std": jnp.full(2, log_std)}
+    obs = jax.random.normal(jax.random.key(0), (6, 4))
+    policy = definition.merge(params, variables).act(obs, jnp.zeros((6, 0)))[0]
+    deviation = np.maximum(np.exp(np.float32(log_std)), np.float32(1e-6))
+    np.testing.assert_allclose(policy.scale, deviation, rtol=1e-5)
+    if log_std > -13.8:
+        np.testing.assert_array_equal(policy.scale, jnp.broadcast_to(jnp.exp(params["log_std"]), (6, 2)))
+    off = policy.loc + 1e-3
+    distance = np.asarray(off, np.float64) - np.asarray(policy.loc, np.float64)
+    expected = scipy.stats.norm.logpdf(distance, 0, float(deviation)).sum(-1)
+    np.testing.assert_allclose(policy.log_prob(off), expected, rtol=1e-4)
+
+    def likelihood(params):
+        return definition.merge(params, variables).act(obs, jnp.zeros((6, 0)))[0].log_prob(policy.loc).sum()
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(likelihood)(params)))
+
+
 def test_what_it_does_not_know():
+    for initial_std in (0, -1.0, 1e-7, float("nan"), float("inf")):
+        with pytest.raises(gx.ConfigError, match=rf"initial_std={initial_std}: expected a standard deviation of at l"):
+            actor_critic(distribution="normal", initial_std=initial_std)
+    with pytest.raises(gx.ConfigError, match=r"Observations hold 'pixels', 'privileged_state'; expected 'state'"):
+        actor_critic({"pixels": 3, "privileged_state": 4})
     with pytest.raises(gx.ConfigError, match=r"distribution='beta'.*tanh_normal, normal"):
         actor_critic(distribution="beta")
     with pytest.raises(gx.ConfigError, match=r"did you mean 'swish'"):

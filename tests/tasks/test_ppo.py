@@ -22,6 +22,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import pytest  # noqa: E402
+from brax.envs import fast as brax_fast  # noqa: E402
 from flax import nnx  # noqa: E402
 from orbax.checkpoint import v1 as ocp  # noqa: E402
 from stress.child import Life  # noqa: E402
@@ -31,7 +32,7 @@ import galvanax as gx  # noqa: E402
 from galvanax.datamodules.environment import EnvironmentDataModule  # noqa: E402
 from galvanax.envs.environment import State  # noqa: E402
 from galvanax.envs.symmetry import Symmetry  # noqa: E402
-from galvanax.tasks.ppo import PPOTask, _shuffled_parts, adapt_rate  # noqa: E402
+from galvanax.tasks.ppo import PPOTask, _first_bad, _shuffled_parts, adapt_rate  # noqa: E402
 from galvanax.tasks.ppo_loss import replay_policy  # noqa: E402
 from galvanax.tasks.ppo_rollout import collect  # noqa: E402
 from galvanax.trainer.programs import EVALUATE, stream_key  # noqa: E402
@@ -433,6 +434,53 @@ def test_what_is_collected(memory_size):
     assert len(np.unique(noise)) == noise.size
 
 
+@dataclasses.dataclass(frozen=True)
+class Five:
+    """Pays 1 a step. After 5 it truly ends, or ends itself and says that it was only cut off, or goes on for ever.
+
+    With an end, the observation is how many steps were made, one-hot; without one the state does not matter.
+    """
+
+    kind: str = "cut off"
+    action_size: int = 1
+    observation_size: int = 6
+
+    def see(self, n):
+        return jax.nn.one_hot(n, 6) if self.kind == "end" else jnp.ones(6)
+
+    def reset(self, rng):
+        zero, n = jnp.zeros(()), jnp.int32(0)
+        info = {"n": n, "truncation": zero} if self.kind == "cut off" else {"n": n}
+        return State({}, self.see(n), zero, zero, {}, info)
+
+    def step(self, state, action):
+        n = state.info["n"] + 1
+        over = (n >= 5).astype(jnp.float32)
+        info = {**state.info, "n": n} | ({"truncation": over} if self.kind == "cut off" else {})
+        done = jnp.zeros(()) if self.kind == "endless" else over
+        return state.replace(obs=self.see(n), reward=jnp.ones(()), done=done, info=info)
+
+
+@pytest.mark.parametrize("memory_size", [0, 3])
+@pytest.mark.parametrize(("kind", "limit"), [("cut off", 1000), ("cut off", 5), ("endless", 5), ("end", 1000)])
+def test_true_values_are_what_the_critic_is_taught(kind, limit, memory_size):
+    """Σ γ^k in closed form, 10 or what is left until the end, is a fixed point: targets equal values."""
+    data = ready(env=Five(kind), num_envs=16, episode_length=limit)
+    task = small(value_hidden=(), normalize_observations=False, gae_lambda=0.9, memory_size=memory_size).setup(data)
+    model = task.build_model(nnx.Rngs(0))
+    worth = np.array([(1 - 0.9 ** (5 - n)) / 0.1 for n in range(6)]) if kind == "end" else np.full(6, 10 / 6)
+    model.value_function.layers[0].kernel[...] = jnp.asarray(worth, jnp.float32)[:, None]
+    start = task.init_carry(jax.random.key(0), data)
+    _, _, rollout = collect(
+        task.environments[0], model, start.envs, start.memory, jnp.arange(16), jax.random.key(1), 17
+    )
+    assert rollout.done.sum() >= 16 * 3
+    expected = 10.0 if kind != "end" else np.array([4.0951, 3.439, 2.71, 1.9, 1.0])[np.argmax(rollout.obs, axis=-1)]
+    np.testing.assert_allclose(rollout.value, np.broadcast_to(expected, rollout.value.shape), rtol=1e-5)
+    np.testing.assert_allclose(task._learning_data(rollout, start.memory).target, rollout.value, rtol=1e-5)
+    np.testing.assert_array_equal(rollout.first[1:], rollout.done[:-1])
+
+
 # The adaptive rate
 
 
@@ -643,22 +691,108 @@ def test_a_loss_that_explodes_is_not_the_environments_fault():
         fit(small(learning_rate=1e25), steps=4)
 
 
+def test_settings_that_explode_are_not_the_environments_fault():
+    """Unbounded actions that no environment can bear, and rewards beyond what float32 holds."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Fragile(Point):
+        def step(self, state, action):
+            after = super().step(state, action)
+            return after.replace(obs=after.obs + jnp.where(jnp.abs(action[0]) > 1e6, jnp.inf, 0))
+
+    with pytest.raises(gx.NonFiniteError, match=r"beyond 1000 .*lower the learning rate, initial_std=1e\+30") as caught:
+        fit(small(distribution="normal", initial_std=1e30), Fragile(), 1)
+    assert "Environment" not in str(caught.value)
+    with pytest.raises(gx.NonFiniteError, match=r"rewards were finite: lower the learning rate, reward_scaling=1e\+38"):
+        fit(small(reward_scaling=1e38), steps=1)
+
+
+def test_who_broke_first():
+    """Environment 2's reward is NaN; a policy that is NaN itself is told apart, and what it breaks is not blamed."""
+    data = ready(num_envs=4)
+    task = small(distribution="normal").setup(data)
+    model, carry = task.build_model(nnx.Rngs(0)), task.init_carry(jax.random.key(0), data)
+    ids = jnp.arange(4)
+    envs, _, rollout = collect(task.environments[0], model, carry.envs, carry.memory, ids, jax.random.key(1), 6)
+
+    def blamed(last=envs.obs, **changes):
+        return float(_first_bad(dataclasses.replace(rollout, **changes), last, ids))
+
+    nan = jnp.nan
+    assert blamed() == -1
+    assert blamed(reward=rollout.reward.at[3, 2].set(nan)) == 2
+    assert blamed(obs=rollout.obs.at[0, 3].set(nan)) == 3
+    assert blamed(last=envs.obs.at[1].set(jnp.inf)) == (1 if rollout.done[-1, 1] == 0 else -1)
+    acted = rollout.raw_action.at[2, 1].set(nan)
+    assert blamed(raw_action=acted) == -2
+    assert blamed(raw_action=acted, obs=rollout.obs.at[3, 1].set(nan)) == -2
+    assert blamed(raw_action=acted, reward=rollout.reward.at[1, 1].set(nan)) == 1  # before it acted so
+    assert blamed(raw_action=rollout.raw_action.at[2, 1].set(1e9)) == -1  # and nothing broke
+    assert blamed(raw_action=rollout.raw_action.at[2, 1].set(1e9), reward=rollout.reward.at[4, 1].set(nan)) == -2
+    assert blamed(value=jnp.full_like(rollout.value, nan), next_value=jnp.full_like(rollout.value, nan)) == -1
+
+
+def test_observations_that_no_policy_sees():
+    """brax's own environment of pixels alone, or of an image called "state"."""
+    data = data_of(brax_fast.Fast(obs_mode="dict_pixels"))
+    with pytest.raises(gx.ConfigError, match=r"Fast observes 'pixels/view_0', 'pixels/view_1': .* sees 'state'"):
+        fit(data=data)
+    image = object.__new__(type("Image", (Point,), {"observation_size": {"state": (4, 4, 3)}}))
+    with pytest.raises(gx.ConfigError, match=r"Image.observation_size\['state'\] is \(4, 4, 3\): expected a vector"):
+        fit(data=data_of(image))
+
+
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [
         ({"num_minibatches": 3}, {}, r"num_envs=64 is no multiple of PPOTask.num_minibatches=3. Nearest: 66"),
-        ({"num_minibatches": 0}, {}, r"num_minibatches=0: expected at least 1"),
-        ({"unroll_length": 0}, {}, r"unroll_length=0: expected at least 1"),
-        ({"num_epochs": 0}, {}, r"num_epochs=0: expected at least 1"),
+        ({"num_minibatches": 0}, {}, r"num_minibatches=0: expected a whole number of at least 1"),
+        ({"unroll_length": 0}, {}, r"unroll_length=0: expected a whole number of at least 1"),
+        ({"num_epochs": 0}, {}, r"num_epochs=0: expected a whole number of at least 1"),
         ({"learning_rate_schedule": "cosine"}, {}, r"learning_rate_schedule='cosine'.*constant, linear, adaptive"),
         ({"symmetry": "both"}, {}, r"symmetry='both'.*none, augment, loss"),
         ({"symmetry": "loss"}, {}, r"symmetry='loss': Point has no `symmetry`"),
         ({"symmetry": "augment", "memory_size": 4}, {"environment": Sides()}, r"without memory"),
         ({"distribution": "beta"}, {}, r"distribution='beta'.*tanh_normal, normal"),
         ({"activation": "swich"}, {}, r"did you mean 'swish'"),
-        ({}, {"num_envs": 0}, r"num_envs=0: expected at least 1"),
-        ({}, {"num_eval_episodes": 0}, r"num_eval_episodes=0: expected at least 1"),
+        ({}, {"num_envs": 0}, r"num_envs=0: expected a whole number of at least 1"),
+        ({}, {"num_envs": 63.6}, r"num_envs=63.6: expected a whole number of at least 1. Nearest: 64"),
+        ({}, {"num_eval_episodes": 0}, r"num_eval_episodes=0: expected a whole number of at least 1"),
+        ({}, {"iterations_per_epoch": True}, r"iterations_per_epoch=True: expected a whole number of at least 1"),
         ({}, {"episode_length": -3}, r"episode_length=-3: expected a whole number of at least 1"),
+        ({}, {"episode_length": 0}, r"EnvironmentDataModule.episode_length=0: expected a whole number of at least 1"),
+        (
+            {},
+            {"environment": Point(episode_length=0)},
+            r"Point.episode_length=0: expected a whole number of at least 1",
+        ),
+        ({}, {"environment": Point}, r"Point is a class; expected an environment. Nearest: Point\(\)"),
+        ({}, {"eval_environment": Sides()}, r"eval_environment: Sides.action_size is 2; expected 1, as in Point"),
+        ({}, {"environment": Point(action_size=0)}, r"Point.action_size=0: expected a whole number of at least 1"),
+        ({"discount": 0.0}, {}, r"PPOTask.discount=0.0: expected a number in \(0, 1\]; the default is 0.99"),
+        ({"discount": 1.5}, {}, r"PPOTask.discount=1.5: expected a number in \(0, 1\]"),
+        ({"discount": float("nan")}, {}, r"PPOTask.discount=nan: expected a number in \(0, 1\]"),
+        ({"discount": "0.9"}, {}, r"PPOTask.discount='0.9': expected a number in \(0, 1\]"),
+        ({"gae_lambda": -0.1}, {}, r"PPOTask.gae_lambda=-0.1: expected a number in \[0, 1\]; the default is 0.95"),
+        ({"gae_lambda": 1.1}, {}, r"PPOTask.gae_lambda=1.1: expected a number in \[0, 1\]"),
+        ({"clip": 0.0}, {}, r"PPOTask.clip=0.0: expected a number in \(0, inf\]; the default is 0.2"),
+        ({"clip": -0.2}, {}, r"PPOTask.clip=-0.2: expected a number in \(0, inf\]"),
+        ({"learning_rate": -1e-3}, {}, r"PPOTask.learning_rate=-0.001: expected a number in \[0, inf\)"),
+        ({"value_coef": -0.5}, {}, r"PPOTask.value_coef=-0.5: expected a number in \[0, inf\)"),
+        ({"entropy_coef": float("nan")}, {}, r"PPOTask.entropy_coef=nan: expected a number in \(-inf, inf\)"),
+        ({"final_entropy_coef": float("inf")}, {}, r"PPOTask.final_entropy_coef=inf: expected a number in"),
+        ({"reward_scaling": 0.0}, {}, r"PPOTask.reward_scaling=0: nothing would be learned"),
+        ({"symmetry_coef": -1.0}, {}, r"PPOTask.symmetry_coef=-1.0: expected a number in \[0, inf\)"),
+        (
+            {"learning_rate_schedule": "adaptive", "desired_kl": 0.0},
+            {},
+            r"PPOTask.desired_kl=0.0: expected a number in \(0, inf\), such as 0.01",
+        ),
+        ({"memory_size": -1}, {}, r"PPOTask.memory_size=-1: expected a whole number of at least 0"),
+        ({"policy_hidden": (16, 0)}, {}, r"PPOTask.policy_hidden=\(16, 0\): expected whole numbers of at least 1"),
+        ({"value_hidden": (1.5,)}, {}, r"PPOTask.value_hidden=\(1.5,\): expected whole numbers of at least 1"),
+        ({"distribution": "normal", "initial_std": 0.0}, {}, r"initial_std=0.0: expected a standard deviation"),
+        ({"distribution": "normal", "initial_std": -1.0}, {}, r"initial_std=-1.0: expected a standard deviation"),
         ({}, {"environment": object()}, r"object is no environment: it has no reset, step"),
         ({}, {"environment": "cart-pole-balanse"}, r"Unknown environment.*cart-pole-balance"),
     ],
