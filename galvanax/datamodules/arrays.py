@@ -11,7 +11,7 @@ import numpy as np
 
 from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import DataError
-from galvanax.trainer.batch import count_rows
+from galvanax.trainer.batch import batch_spec, count_rows
 
 Arrays = Any  # a pytree of arrays (rows, ...)
 
@@ -24,7 +24,8 @@ class ArrayDataModule(DataModule):
     evaluation sees every row.
 
     Attributes:
-      train: a pytree of arrays `(rows, ...)`.
+      train: a pytree of arrays `(rows, ...)`. float64 is rounded to float32; int64 is held in 32 bits, or refused where
+        they don't suffice (without `jax_enable_x64`).
       val: the same for validation.
       test: the same for testing.
       batch_size: rows a batch, over all devices.
@@ -36,7 +37,7 @@ class ArrayDataModule(DataModule):
     batch_size: int = 128
 
     def setup(self) -> None:
-        """Checks that the arrays agree in length and suffice for a batch."""
+        """Checks that the arrays agree in length, suffice for a batch, and hold numbers that jax can hold."""
         if self.batch_size < 1:
             raise DataError(f"batch_size={self.batch_size}: expected at least 1.")
         for split in ("train", "val", "test"):
@@ -44,6 +45,7 @@ class ArrayDataModule(DataModule):
             if arrays is None and split != "train":
                 continue
             rows = count_rows(arrays, f"{type(self).__name__}.{split}")
+            batch_spec(arrays, f"{type(self).__name__}.{split}")
             if split == "train" and rows < self.batch_size:
                 raise DataError(f"batch_size={self.batch_size} is larger than the training data: {rows} rows.")
 

@@ -36,7 +36,9 @@ class DataModule:
     """Subclass it as a dataclass; return Grain datasets whose elements are batches.
 
     A batch is any pytree of numpy arrays with one common leading axis. Training batches all have the same shape; the
-    last batch of an evaluation dataset may be short (it is padded and masked).
+    last batch of an evaluation dataset may be short (it is padded and masked). All have the first one's dtypes, or
+    dtypes whose values those hold. Without `jax_enable_x64`, float64 is rounded to float32, and integers beyond 32 bits
+    are refused.
     """
 
     def setup(self) -> None:

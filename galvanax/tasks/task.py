@@ -17,6 +17,7 @@ from galvanax.runs.integrity import META
 from galvanax.runs.run_folder import find_run
 from galvanax.runs.weights import load_model
 from galvanax.trainer.data_axis import WHOLE
+from galvanax.trainer.metric_window import check_metrics
 from galvanax.trainer.state import ModelDef, TrainState
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Task:
     def loss(self, model: nnx.Module, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """The scalar to minimise, a mean over the batch, and metrics by name.
 
+        What it changes in the model lasts if it lies in an `nnx.Variable` that `build_model` made.
+
         Args:
           model: the model in training mode (in evaluation mode where `evaluate` calls it).
           batch: a pytree of arrays `(batch, ...)`.
@@ -77,15 +80,32 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__} must define loss(self, model, batch, rng), or train_step.")
 
     def train_step(self, state: TrainState, batch: Any, rng: jax.Array) -> tuple[TrainState, Metrics]:
-        """One step: a new state and metrics, `"loss"` among them. The default is one gradient step on `loss`."""
+        """One step. The default is one gradient step on `loss`, with the gradients' norm as the metric `"grad_norm"`.
+
+        Args:
+          state: before the step.
+          batch: a pytree of arrays `(batch, ...)`.
+          rng: a key that depends on the run's seed and the step alone.
+
+        Returns:
+          The new state, and metrics as in `loss` with `"loss"` among them, a float scalar: the run ends where it is NaN
+          or infinite.
+        """
         model_rng, loss_rng = jax.random.split(rng)
 
         def objective(params: dict[str, jax.Array]) -> tuple[jax.Array, tuple[Metrics, dict[str, jax.Array]]]:
             model = state.model(params, rng=model_rng)
+            attributes = _attributes(model)
             loss, metrics = self.checked_loss(model, batch, loss_rng)
+            _check_attributes(attributes, model, f"{type(self).__name__}.loss")
             return loss, (metrics, state.definition.split(model)[1])
 
         (loss, (metrics, variables)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        if "grad_norm" in metrics:
+            raise ValueError(
+                f'{type(self).__name__}.loss returned a metric named "grad_norm", the name of the gradients\' norm; '
+                "give it another one."
+            )
         metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
         return state.apply_gradients(grads, variables=variables), metrics
 
@@ -94,6 +114,11 @@ class Task:
 
         The Trainer calls it for one example at a time (arrays `(1, ...)`, vectorised by `vmap`) with a key per example,
         and averages in float64, so that a result depends on neither the batch size nor padding nor the device count.
+        A loss that compares the examples of a batch (contrastive) has nothing to compare then: define metrics that one
+        example has by itself, or let an example hold those that belong together.
+
+        Returns:
+          `{name: scalar or array (1,)}`.
         """
         loss, metrics = self.checked_loss(model, batch, rng)
         return {"loss": loss, **metrics}
@@ -170,4 +195,29 @@ class Task:
             )
         if "loss" in metrics:
             raise ValueError(f'{name} returned a metric named "loss", which is the loss itself; give it another name.')
+        check_metrics(metrics, jax.tree.leaves(batch)[0].shape[0], name)
         return loss.astype(jnp.float32), metrics
+
+
+def _attributes(model: nnx.Module) -> dict[tuple[str, ...], Any]:
+    """What lies in a model's modules beside arrays in variables, by path: settings, and what a loss may leave there."""
+    return {
+        (*map(str, path), name): value
+        for path, node in nnx.iter_graph(model)
+        if isinstance(node, nnx.Pytree)
+        for name, value in vars(node).items()
+        if not name.startswith("_pytree__") and not isinstance(value, nnx.Variable | nnx.Pytree)
+    }
+
+
+def _check_attributes(before: dict[tuple[str, ...], Any], model: nnx.Module, name: str) -> None:
+    """Raises ConfigError where a traced call changed attributes, of which nothing is left after the step."""
+    after, missing = _attributes(model), object()
+    for path in before | after:
+        old, new = before.get(path, missing), after.get(path, missing)
+        if old is new or (type(old) is type(new) and not hasattr(new, "shape") and old == new):
+            continue
+        raise ConfigError(
+            f"{name} changed the model's attribute {'.'.join(path)}, which is lost after the step: keep it in an "
+            "nnx.Variable that build_model makes, or return it as a metric."
+        )

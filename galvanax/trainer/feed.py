@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +12,9 @@ import numpy as np
 
 from galvanax.errors import ConfigError, DataError
 from galvanax.trainer import placement
-from galvanax.trainer.batch import Spec, batch_spec, count_rows
+from galvanax.trainer.batch import Spec, batch_spec, count_rows, write
+
+SPLITS = {"val": "validation", "test": "test", "predict": "predict"}
 
 
 @runtime_checkable
@@ -42,13 +45,17 @@ class TrainFeed:
             raise DataError("train_dataset holds no batch.")
         self._dataset, self.steps_per_epoch = dataset, limit
         if isinstance(dataset, grain.MapDataset):
-            self.steps_per_epoch = min(limit or len(dataset), len(dataset))
+            self.steps_per_epoch = limit if _is_endless(dataset) else min(limit or len(dataset), len(dataset))
         stream = self._stream(dataset)
         first = next(iter(stream), None)
         if first is None:
             raise DataError("train_dataset holds no batch.")
         self.batch_size = count_rows(first, "The first training batch")
-        self.spec = batch_spec(first)
+        self.spec = batch_spec(first, "The first training batch")
+        if isinstance(dataset, grain.MapDataset):
+            index, last = _last(dataset, self.steps_per_epoch)
+            if last is not None:
+                _compare(last, self.spec, f"Training batch {index} (the last of an epoch)")
         self._iterator = iter(stream)
         self._taken = copy.deepcopy(self._iterator.get_state())
         self._ready: tuple[int, Any, Any] | None = None
@@ -102,13 +109,13 @@ class TrainFeed:
     def _stream(self, dataset: grain.MapDataset | grain.IterDataset) -> grain.IterDataset:
         if not isinstance(dataset, grain.MapDataset):
             return dataset
-        epoch = dataset[: self.steps_per_epoch]
-        return epoch.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        epochs = dataset if self.steps_per_epoch is None else dataset[: self.steps_per_epoch].repeat()
+        return epochs.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
-    def _batches(self, count: int) -> Iterator[Any]:
+    def _batches(self, count: int) -> Iterator[tuple[str, Any]]:
         for index in range(count):
             try:
-                yield next(self._iterator)
+                yield "A training batch", next(self._iterator)
             except StopIteration:
                 raise DataError(
                     f"The training stream ended {count - index} batches before it was meant to: "
@@ -123,6 +130,7 @@ class EvaluationFeed:
       dataset: batches in a fixed order.
       limit: batches at most.
       multiple: batches are padded to a multiple of this, the number of devices.
+      split: `"val"`, `"test"` or `"predict"`, for messages.
 
     Attributes:
       count: the number of batches, or None if unknown.
@@ -131,42 +139,53 @@ class EvaluationFeed:
       spec: shape and dtype of a padded batch's leaves.
     """
 
-    def __init__(self, dataset: grain.MapDataset | grain.IterDataset, limit: int | None, multiple: int):
-        self._dataset, self._limit = dataset, limit
+    def __init__(self, dataset: grain.MapDataset | grain.IterDataset, limit: int | None, multiple: int, split: str):
+        self._dataset, self._limit, self._name = dataset, limit, SPLITS[split]
         first = next(iter(dataset), None)
         if first is None:
-            raise DataError("The evaluation dataset holds no batch.")
+            raise DataError(f"{split}_dataset holds no batch.")
         sizes = [
             size
             for size in (limit, len(dataset) if isinstance(dataset, grain.MapDataset) else None)
             if size is not None
         ]
         self.count = min(sizes, default=None)
-        self.rows = count_rows(first, "The first evaluation batch")
+        self.rows = count_rows(first, f"The first {self._name} batch")
         self.batch_size = -(-self.rows // multiple) * multiple
-        self.spec = batch_spec(self._pad(first, self.rows, 0))
+        self.spec = batch_spec(self._padded(0, first)[1], f"The first {self._name} batch")
+        if isinstance(dataset, grain.MapDataset):
+            index, last = _last(dataset, self.count)
+            if last is not None:
+                _, last, name = self._padded(index, last)
+                _compare(last, self.spec, name)
 
     def stacks(self, capacity: int, sharding: jax.sharding.Sharding) -> Iterator[tuple[Any, list[int]]]:
         """Yields `(stack (capacity, batch, ...), rows of each batch)`."""
-        waiting: list[Any] = []
+        waiting: list[tuple[str, Any]] = []
         rows: list[int] = []
         for index, batch in enumerate(self._dataset):
             if index == self._limit:
                 break
-            rows.append(count_rows(batch, f"Evaluation batch {index}"))
-            waiting.append(self._pad(batch, rows[-1], index))
+            found, padded, name = self._padded(index, batch)
+            rows.append(found)
+            waiting.append((name, padded))
             if len(waiting) == capacity:
                 yield _stack(waiting, self.spec, capacity, sharding), rows
                 waiting, rows = [], []
         if waiting:
             yield _stack(waiting, self.spec, capacity, sharding), rows
 
-    def _pad(self, batch: Any, rows: int, index: int) -> Any:
+    def _padded(self, index: int, batch: Any) -> tuple[int, Any, str]:
+        """`(rows, the batch with padding, what to call it)`."""
+        name = f"{self._name.capitalize()} batch {index}"
+        rows = count_rows(batch, name)
         if rows > self.rows:
-            raise DataError(f"Evaluation batch {index} has {rows} rows, more than the first: {self.rows}.")
+            raise DataError(f"{name} has {rows} rows, more than the first: {self.rows}.")
+        if rows == self.batch_size:
+            return rows, batch, name
         # A repeated row rather than zeros: padding must not make a NaN that a gradient or a guard could meet.
         fill = np.minimum(np.arange(self.batch_size), rows - 1)
-        return batch if rows == self.batch_size else jax.tree.map(lambda leaf: np.asarray(leaf)[fill], batch)
+        return rows, jax.tree.map(lambda leaf: np.asarray(leaf)[fill], batch), name
 
 
 def check_divisible(batch_size: int, devices: int) -> None:
@@ -179,11 +198,58 @@ def check_divisible(batch_size: int, devices: int) -> None:
         )
 
 
+def _last(dataset: grain.MapDataset, count: int | None) -> tuple[int, Any]:
+    """`(index, batch)` of the last of `count`; a batch of None where there is nothing to look at."""
+    if count is None or count == 1 or (count >= len(dataset) and _is_endless(dataset)):
+        return 0, None
+    return count - 1, dataset[count - 1]
+
+
+def _is_endless(dataset: grain.MapDataset) -> bool:
+    return len(dataset) >= sys.maxsize  # what `.repeat()` says
+
+
+def _compare(batch: Any, spec: Spec, name: str) -> None:
+    """Raises DataError where a batch isn't like the first one."""
+    leaves, structure = jax.tree.flatten(spec)
+    stacks = [np.empty((1, *leaf.shape), leaf.dtype) for leaf in leaves]
+    _fill(stacks, 0, batch, structure, leaves[0].shape[0], slice(None), name)
+
+
+def _fill(stacks: list[np.ndarray], index: int, batch: Any, structure: Any, rows: int, part: slice, name: str) -> None:
+    """Writes these rows of a batch into the stacks. Raises DataError where it isn't like the first one."""
+    arrays, found = jax.tree.flatten(batch)
+    if found != structure:
+        raise DataError(f"{name} has the structure {found}; the first batch had {structure}.")
+    for place, (stack, array) in enumerate(zip(stacks, arrays, strict=True)):
+        alike = getattr(array, "dtype", None) == stack.dtype
+        array = array if alike else np.asarray(array)
+        if array.shape != (rows, *stack.shape[2:]):
+            raise _misfit(f"{name}{_path(batch, place)}", array.shape, (rows, *stack.shape[2:]))
+        if alike:
+            stack[index] = array[part]
+        else:
+            write(stack[index], array[part], f"{name}{_path(batch, place)}")
+
+
+def _misfit(name: str, seen: tuple[int, ...], first: tuple[int, ...]) -> DataError:
+    if seen[:1] == first[:1]:  # those of an evaluation's batches with padding
+        return DataError(f"{name} has rows of shape {list(seen[1:])}; the first batch had {list(first[1:])}.")
+    return DataError(
+        f"{name} has shape {list(seen)}; the first batch had {list(first)}. "
+        "Train on equally many rows: drop_remainder=True, or limit_train_batches."
+    )
+
+
+def _path(batch: Any, place: int) -> str:
+    return jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(batch)[place][0])
+
+
 def _stack(batches: Any, spec: Spec, capacity: int, sharding: jax.sharding.Sharding, only_here: bool = False) -> Any:
     """Stacks batches on the devices; where those are of several processes, the rows that belong on this one's.
 
     Args:
-      batches: an iterator of them.
+      batches: an iterator of them, each with what to call it.
       spec: of a whole batch.
       capacity: how many a stack holds.
       sharding: of the stack.
@@ -196,17 +262,9 @@ def _stack(batches: Any, spec: Spec, capacity: int, sharding: jax.sharding.Shard
     part, count = (slice(None) if only_here else here), here.stop - here.start
     # Fresh memory each time: on CPU the device array is this memory, and it may still be read.
     stacks = [np.empty((capacity, count, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
-    for index, batch in enumerate(batches):
-        arrays, found = jax.tree.flatten(batch)
-        if found != structure:
-            raise DataError(f"A batch has the structure {found}; the first one had {structure}.")
-        for stack, array, leaf in zip(stacks, arrays, leaves, strict=True):
-            if array.shape != (count if only_here else leaf.shape[0], *leaf.shape[1:]):
-                raise DataError(
-                    f"A batch has a leaf of shape {list(array.shape)}; the first batch had {list(leaf.shape)}. "
-                    "Training batches must all have the same shape (drop_remainder=True)."
-                )
-            stack[index] = array[part]
+    rows = count if only_here else leaves[0].shape[0]
+    for index, (name, batch) in enumerate(batches):
+        _fill(stacks, index, batch, structure, rows, part, name)
     arrays = [
         placement.put_rows(stack, here.start, (capacity, *leaf.shape), sharding)
         for stack, leaf in zip(stacks, leaves, strict=True)

@@ -1,9 +1,50 @@
-"""Training metrics, averaged over some steps."""
+"""Metrics: what a task may return, and means over steps and examples."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+
+
+def check_metrics(metrics: Any, rows: int, source: str) -> None:
+    """Checks the form of a task's metrics, while tracing.
+
+    Args:
+      metrics: `{name: number, or array () or (rows,)}`.
+      rows: examples in the batch.
+      source: who returned them, `"SpringTask.loss"`.
+
+    Raises:
+      TypeError: one has another form; names it.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"{source} returned metrics of type {type(metrics).__name__}; expected {{name: metric}}.")
+    for name, value in metrics.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{source} returned a metric named {name!r}; expected a string.")
+        if isinstance(value, int | float):
+            continue
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if not _is_number(dtype) or shape not in ((), (rows,)):
+            seen = type(value).__name__ if shape is None or dtype is None else f"{dtype}{list(shape)}"
+            raise TypeError(
+                f"{source} returned the metric {name!r} as {seen}; expected a scalar, or a number for each example of "
+                f"the batch: [{rows}]."
+            )
+
+
+def _is_number(dtype: Any) -> bool:
+    return dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool))
+
+
+def mean(values: list[float]) -> float:
+    """The mean, whatever the order; NaN where +inf and -inf meet."""
+    try:
+        return math.fsum(values) / len(values)
+    except ValueError:
+        return math.nan
 
 
 class MetricWindow:
@@ -40,4 +81,4 @@ class MetricWindow:
 
     def means(self) -> dict[str, float]:
         """Of what has been gathered since the last multiple, by name; nothing where that is nothing."""
-        return {name: math.fsum(rows) / len(rows) for name, rows in self.rows.items()}
+        return {name: mean(rows) for name, rows in self.rows.items()}

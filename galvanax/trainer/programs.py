@@ -4,6 +4,7 @@ Each is a `fori_loop` whose trip count is traced, so one executable serves every
 arithmetic is the same, bit for bit, however they are cut into dispatches.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from galvanax.errors import ConfigError
 from galvanax.trainer.batch import Spec
 from galvanax.trainer.data_axis import DATA, ROWS, WHOLE, in_mesh, over_data_axis
 from galvanax.trainer.devices import Devices, constrain
+from galvanax.trainer.metric_window import check_metrics
 from galvanax.trainer.state import Arrays, TrainState
 
 if TYPE_CHECKING:
@@ -48,10 +50,11 @@ def train_program(
     """
 
     placed, name = state, type(task).__name__
+    size = jax.tree.leaves(batch)[0].shape[0]
 
     def one_step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         whole = state.replace(params=devices.whole(state.params))
-        new, metrics = task.train_step(whole, batch, jax.random.fold_in(key, state.step))
+        new, metrics = _check_step(name, task.train_step(whole, batch, jax.random.fold_in(key, state.step)), size)
         new = constrain(_check_same(name, placed, new.replace(step=state.step + 1)), placed)
         slots = {name: callbacks[name].update_slot(slot, new) for name, slot in new.slots.items()}
         new = constrain(_check_same(name, placed, new.replace(slots=slots)), placed)
@@ -109,21 +112,36 @@ def lower_train_program(program: Any, state: TrainState, batch: Spec, capacity: 
 
 
 def evaluate_program(task: "Task", definition: Any, arrays: Any, batch: Spec, capacity: int, devices: Devices) -> Any:
-    """As `example_program`, for `Task.evaluate`: returns `(run, names of the metrics)`."""
+    """As `example_program`, for `Task.evaluate`: `(run, names of the metrics, whether it draws random numbers)`."""
 
     def evaluate(model: Any, example: Any, rng: jax.Array) -> dict[str, jax.Array]:
         metrics = task.evaluate(model, example, rng)
+        check_metrics(metrics, 1, f"{type(task).__name__}.evaluate, called for one example at a time,")
         return {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
 
-    run, shapes = example_program(evaluate, definition, arrays, batch, capacity, devices)
-    return run, list(shapes)
+    run, shapes, draws = example_program(evaluate, definition, arrays, batch, capacity, devices)
+    return run, list(shapes), draws
+
+
+def whole_batch_program(task: "Task", definition: Any, rows: int, devices: Devices) -> Callable[..., Any]:
+    """`run((params, variables), stack)`: a stack's first batch evaluated as a whole, by a task that draws nothing."""
+
+    def evaluate(arrays: tuple[Arrays, Arrays], stack: Any) -> dict[str, jax.Array]:
+        batch = jax.tree.map(lambda leaf: leaf[0, :rows], stack)
+        metrics = task.evaluate(definition.merge(*arrays), batch, jax.random.key(0))
+        check_metrics(metrics, rows, "evaluate")
+        return {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
+
+    return jax.jit(evaluate, out_shardings=devices.replicated)
 
 
 def predict_program(task: "Task", definition: Any, arrays: Any, batch: Spec, capacity: int, devices: Devices) -> Any:
     """As `example_program`, for `Task.predict`."""
 
     def predict(model: Any, example: Any, rng: jax.Array) -> Any:
-        return jax.tree.map(lambda leaf: leaf[0], task.predict(model, example, rng))
+        result = task.predict(model, example, rng)
+        _check_rows(f"{type(task).__name__}.predict", result)
+        return jax.tree.map(lambda leaf: leaf[0], result)
 
     return example_program(predict, definition, arrays, batch, capacity, devices)[0]
 
@@ -135,24 +153,29 @@ def example_program(
     batch: Spec,
     capacity: int,
     devices: Devices,
-) -> tuple[Callable[..., Any], Any]:
+) -> tuple[Callable[..., Any], Any, bool]:
     """Applies `function(model, example, rng)` to each example of a stack of batches on its own.
 
     Each device works on its own examples: those that take long (an episode) keep no other device waiting.
 
     Returns `run((params, variables), stack, count, firsts, key) -> pytree of (capacity, batch, ...)`, in which `firsts`
-    `(capacity,)` are the indices of the batches' first examples in the dataset, and the shapes of one batch's results.
+    `(capacity,)` are the indices of the batches' first examples in the dataset, the shapes of one batch's results, and
+    whether `function` draws random numbers.
     """
     offsets = np.arange(jax.tree.leaves(batch)[0].shape[0], dtype=np.int32)
 
+    def each(arrays: tuple[Arrays, Arrays], batch: Any, keys: jax.Array) -> Any:
+        def one(example: Any, key: jax.Array) -> Any:
+            return function(definition.merge(*arrays), jax.tree.map(lambda leaf: leaf[None], example), key)
+
+        return jax.vmap(one)(batch, keys)
+
     def one_batch(arrays: tuple[Arrays, Arrays], batch: Any, indices: jax.Array, key: jax.Array) -> Any:
-        def one(example: Any, index: jax.Array) -> Any:
-            single = jax.tree.map(lambda leaf: leaf[None], example)
-            return function(definition.merge(*arrays), single, jax.random.fold_in(key, index))
+        return each(arrays, batch, jax.vmap(functools.partial(jax.random.fold_in, key))(indices))
 
-        return jax.vmap(one)(batch, indices)
-
-    result = jax.eval_shape(one_batch, arrays, batch, offsets, jax.eval_shape(lambda: jax.random.key(0)))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(offsets)))
+    traced, result = jax.make_jaxpr(each, return_shape=True)(arrays, batch, keys)
+    draws = any(traced.jaxpr.invars[-1] is variable for equation in traced.eqns for variable in equation.invars)
 
     def all_batches(
         arrays: Any, stack: Any, offsets: jax.Array, count: jax.Array, firsts: jax.Array, key: jax.Array
@@ -172,7 +195,42 @@ def example_program(
             params, variables = arrays
             return local((devices.whole(params), variables), stack, jnp.asarray(offsets), count, firsts, key)
 
-    return jax.jit(run, out_shardings=devices.replicated), result
+    return jax.jit(run, out_shardings=devices.replicated), result, draws
+
+
+def _check_step(name: str, result: Any, rows: int) -> tuple[TrainState, dict[str, Any]]:
+    """What `train_step` returned, in the form that the loop reads."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], TrainState)):
+        raise ConfigError(f"{name}.train_step returned {type(result).__name__}; expected (state, {{name: metric}}).")
+    state, metrics = result
+    check_metrics(metrics, rows, f"{name}.train_step")
+    if "loss" not in metrics:
+        raise ConfigError(
+            f'{name}.train_step returned no metric "loss", in which the Trainer looks for NaN; it returned '
+            f"{', '.join(sorted(metrics)) or 'none'}. Return the loss, or another number that shows when a run fails."
+        )
+    loss = jnp.asarray(metrics["loss"])
+    if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ConfigError(
+            f'{name}.train_step returned a "loss" of {loss.dtype}{list(loss.shape)}; '
+            "expected a float scalar: take the mean."
+        )
+    return state, metrics
+
+
+def _check_rows(name: str, result: Any) -> None:
+    """Raises TypeError where predictions aren't one row for the one example."""
+    leaves = jax.tree_util.tree_leaves_with_path(result)
+    if not leaves:
+        raise TypeError(f"{name} returned {result!r}; expected arrays (batch, ...).")
+    for path, leaf in leaves:
+        shape = getattr(leaf, "shape", None)
+        if shape is None or shape[:1] != (1,):
+            seen = type(leaf).__name__ if shape is None else f"{leaf.dtype}{list(shape)}"
+            raise TypeError(
+                f"{name} returned {seen}{f' at {jax.tree_util.keystr(path)}' if path else ''} for a batch of 1 "
+                "example; expected one row for each, (batch, ...)."
+            )
 
 
 def _check_same(name: str, before: TrainState, after: TrainState) -> TrainState:

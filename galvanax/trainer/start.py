@@ -20,6 +20,7 @@ from galvanax.runs.run_folder import check_free, prepare_folder, run_path
 from galvanax.runs.weights import load_model
 from galvanax.trainer import placement, processes
 from galvanax.trainer.batch import batch_bytes
+from galvanax.trainer.checks import check_parts
 from galvanax.trainer.compile_cache import enable_compile_cache
 from galvanax.trainer.data_axis import in_mesh
 from galvanax.trainer.devices import Devices
@@ -103,8 +104,8 @@ def plan_run(trainer: "Trainer", task: "Task", data: "DataModule", devices: Devi
 
 def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str | int | Path | None) -> Run:
     """Checks everything, builds the state and the programs, prepares the run folder. Raises as `Trainer.fit` does."""
+    check_parts(trainer, task, data)
     check_settings(trainer)
-    config.check_dataclass(task)
     enable_compile_cache()
     devices = Devices.choose(trainer.devices, trainer.strategy)
     processes.check_machines(trainer.num_nodes)
@@ -188,7 +189,8 @@ def evaluator_for(
     dataset = getattr(data, f"{split}_dataset")()
     if dataset is None:
         return None
-    return Evaluator(task, definition, EvaluationFeed(dataset, limit, devices.shards), devices, trainer.seed, split)
+    feed = EvaluationFeed(dataset, limit, devices.shards, split)
+    return Evaluator(task, definition, feed, devices, trainer.seed, split)
 
 
 def weights_for(
@@ -210,6 +212,17 @@ def check_settings(trainer: "Trainer") -> None:
     """Raises ConfigError for a setting that makes no sense."""
     if trainer.max_epochs is None and trainer.max_steps is None:
         raise ConfigError("The Trainer has neither max_epochs nor max_steps: say when the run ends.")
+    check_shared_settings(trainer)
+    check_interval("Trainer.val_every", trainer.val_every, (Steps, Epochs))
+    if not trainer.checkpoint and any(isinstance(callback, Checkpoint) for callback in trainer.callbacks):
+        raise ConfigError("Trainer.checkpoint=False, but there is a Checkpoint among its callbacks: choose one.")
+    for callback in trainer.callbacks:
+        if callback.writes_files and trainer.run_dir is None:
+            raise ConfigError(f"{type(callback).__name__} writes files: give the Trainer a run_dir.")
+
+
+def check_shared_settings(trainer: "Trainer") -> None:
+    """As `check_settings`, for what evaluation reads as well as training."""
     for name in (
         "max_epochs",
         "max_steps",
@@ -220,16 +233,8 @@ def check_settings(trainer: "Trainer") -> None:
         value = getattr(trainer, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"Trainer.{name}={value!r}: expected a whole number of at least 1.")
-    check_interval("Trainer.val_every", trainer.val_every, (Steps, Epochs))
     if trainer.precision not in ("float32", "bfloat16"):
         raise ConfigError(f'Trainer.precision={trainer.precision!r}: expected "float32" or "bfloat16".')
-    if not trainer.checkpoint and any(isinstance(callback, Checkpoint) for callback in trainer.callbacks):
-        raise ConfigError("Trainer.checkpoint=False, but there is a Checkpoint among its callbacks: choose one.")
-    for callback in trainer.callbacks:
-        if not isinstance(callback, Callback):
-            raise ConfigError(f"Trainer.callbacks holds {callback!r}; expected gx.Callback objects.")
-        if callback.writes_files and trainer.run_dir is None:
-            raise ConfigError(f"{type(callback).__name__} writes files: give the Trainer a run_dir.")
 
 
 def _definition(trainer: "Trainer", task: "Task") -> ModelDef:

@@ -17,7 +17,7 @@ from galvanax.trainer.compile_cache import enable_compile_cache
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.run import FitResult
 from galvanax.trainer.schedule import Epochs, Steps
-from galvanax.trainer.start import evaluator_for, start_run, weights_for
+from galvanax.trainer.start import check_shared_settings, evaluator_for, start_run, weights_for
 from galvanax.trainer.strategy import DataParallel, Strategy
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class Trainer:
         checkpoint: str | Path,
         model: nnx.Module | None,
     ) -> Any:
+        check_shared_settings(self)
+        limit = 1 if self.fast_dev_run else limit
         enable_compile_cache()
         devices = Devices.choose(self.devices, self.strategy)
         # What one process measures on its own devices is no business of the others.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from support import LineTask, NetTask, line_data, net_data
 
 import galvanax as gx
@@ -89,6 +90,161 @@ def test_a_loss_that_is_no_scalar():
         fit(BareTask())
 
 
+def reporting(metrics, where):
+    """A task whose loss, step or evaluation returns these metrics of the batch."""
+
+    class OddTask(LineTask):
+        def loss(self, model, batch, rng):
+            loss, _ = super().loss(model, batch, rng)
+            return loss, metrics(batch) if where == "loss" else {}
+
+        def train_step(self, state, batch, rng):
+            state, found = super().train_step(state, batch, rng)
+            return state, {**found, **(metrics(batch) if where == "train_step" else {})}
+
+        def evaluate(self, model, batch, rng):
+            found = super().evaluate(model, batch, rng)
+            return {**found, **(metrics(batch) if where == "evaluate" else {})}
+
+    return OddTask()
+
+
+@pytest.mark.parametrize("where", ["loss", "train_step", "evaluate"])
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (lambda x: jnp.ones((len(x), 10)), r"float32\[{rows}, 10\]"),
+        (lambda x: x, r"float32\[{rows}, 1\]"),
+        (lambda x: jnp.ones((2, 3)), r"float32\[2, 3\]"),
+        (lambda x: np.ones(7), r"float64\[7\]"),
+        (lambda x: {"a": jnp.ones(())}, "dict"),
+        (lambda x: "high", "str"),
+        (lambda x: None, "NoneType"),
+        (lambda x: [1.0, 2.0], "list"),
+        (lambda x: jnp.ones(()) * 1j, r"complex64\[\]"),
+        (lambda x: np.array("high"), r"<U4\[\]"),
+        (lambda x: jax.random.key(0), r"key<fry>\[\]"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_metric_that_is_neither_a_scalar_nor_a_number_an_example(where, value, seen):
+    rows = 1 if where == "evaluate" else 8
+    match = (
+        rf"OddTask.{where}.* returned the metric 'odd' as {seen.format(rows=rows)}; expected a scalar, or .*\[{rows}\]"
+    )
+    with pytest.raises(TypeError, match=match):
+        fit(reporting(lambda batch: {"odd": value(batch["x"])}, where))
+
+
+@pytest.mark.parametrize("where", ["loss", "train_step", "evaluate"])
+def test_metrics_of_every_form(where):
+    task = reporting(
+        lambda batch: {
+            "rows": 10 + jnp.arange(len(batch["x"])),
+            "large": batch["x"][:, 0] > -2,
+            "float": 2.5,
+            "int": 3,
+            "numpy": np.float64(4.5),
+            "array": jnp.float16(5),
+        },
+        where,
+    )
+    found = fit(task, log_every=1).metrics
+    split = "val" if where == "evaluate" else "train"
+    expected = {"large": 1, "float": 2.5, "int": 3, "numpy": 4.5, "array": 5}
+    expected["rows"] = 10 if where == "evaluate" else 10 + np.arange(8).mean()
+    assert {name: found[f"{split}/{name}"] for name in expected} == expected
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_names_of_metrics():
+    with pytest.raises(
+        ValueError, match=r'OddTask.loss returned a metric named "grad_norm", the name of the gradients'
+    ):
+        fit(reporting(lambda _: {"grad_norm": 1.0}, "loss"))
+    with pytest.raises(ValueError, match=r'OddTask.loss returned a metric named "loss"'):
+        fit(reporting(lambda _: {"loss": 1.0}, "loss"))
+    with pytest.raises(TypeError, match=r"OddTask.loss returned a metric named 3; expected a string"):
+        fit(reporting(lambda _: {3: 1.0}, "loss"))
+    with pytest.raises(TypeError, match=r"OddTask.evaluate.* returned a metric named 3; expected a string"):
+        fit(reporting(lambda _: {3: 1.0}, "evaluate"))
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (
+            lambda state, metrics: (state, {"mse": metrics["loss"]}),
+            'no metric "loss", .*it returned mse. Return the loss',
+        ),
+        (lambda state, metrics: (state, {}), 'no metric "loss", .*it returned none'),
+        (lambda state, metrics: (state, {"loss": jnp.int32(1)}), r'a "loss" of int32\[\]; expected a float scalar'),
+        (lambda state, metrics: (state, {"loss": jnp.ones(8)}), r'a "loss" of float32\[8\]; expected a float scalar'),
+        (lambda state, metrics: state, r"TrainState; expected \(state, \{name: metric\}\)"),
+        (lambda state, metrics: (metrics, state), r"tuple; expected \(state"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_compiled")
+def test_what_a_step_must_return(result, words):
+    class OwnStep(LineTask):
+        def train_step(self, state, batch, rng):
+            return result(*super().train_step(state, batch, rng))
+
+    with pytest.raises(gx.ConfigError, match=f"OwnStep.train_step returned {words}"):
+        fit(OwnStep())
+
+
+class Attribute(nnx.Module):
+    """A line that leaves something beside its weights."""
+
+    def __init__(self, leave, rngs):
+        self.line, self.leave, self.calls = nnx.Linear(1, 1, use_bias=False, rngs=rngs), leave, 0
+        self.count = nnx.BatchStat(jnp.zeros(()))
+
+    def __call__(self, x):
+        self.leave(self, x)
+        return self.line(x)
+
+
+def leaving(leave):
+    class LeavingTask(LineTask):
+        def build_model(self, rngs):
+            return Attribute(leave, rngs)
+
+    return LeavingTask()
+
+
+def set_to(name, value):
+    return lambda model, x: setattr(model, name, value(model, x))
+
+
+@pytest.mark.parametrize(
+    ("leave", "path"),
+    [
+        (set_to("calls", lambda model, x: model.calls + 1), "calls"),
+        (set_to("mean", lambda model, x: x.mean()), "mean"),
+        (set_to("note", lambda model, x: "seen"), "note"),
+        (lambda model, x: setattr(model.line, "note", x.shape), "line.note"),
+        (lambda model, x: delattr(model, "calls"), "calls"),
+        (set_to("count", lambda model, x: x.mean()), "count"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_compiled")
+def test_what_a_loss_leaves_on_the_model_beside_variables(leave, path):
+    match = rf"LeavingTask.loss changed the model's attribute {path}, which is lost .* nnx.Variable"
+    with pytest.raises(gx.ConfigError, match=match):
+        fit(leaving(leave))
+
+
+def test_what_it_leaves_in_variables_lasts():
+    def count(model, x):
+        model.count.set_value(model.count.get_value() + len(x))
+        model.calls = 0  # as it was
+
+    result = fit(leaving(count), max_steps=5)
+    assert result.state.variables["count"] == 5 * 8
+
+
 @pytest.mark.parametrize("k", [1, 16])
 def test_a_loss_that_is_not_finite_names_step_and_metric(k):
     x = np.ones((400, 1), np.float32)
@@ -131,17 +287,6 @@ def test_a_step_that_changes_the_state():
         fit(HalfTask())
 
 
-def test_batches_of_several_shapes():
-    @dataclasses.dataclass
-    class RaggedData(gx.DataModule):
-        def train_dataset(self, seed):
-            rows = [{"x": np.ones((n, 1), np.float32), "y": np.ones((n, 1), np.float32)} for n in (8, 8, 3)]
-            return grain.MapDataset.source(rows)
-
-    with pytest.raises(gx.DataError, match=r"shape \[3, 1\].*\[8, 1\].*drop_remainder"):
-        fit(data=RaggedData())
-
-
 def test_a_stream_needs_a_number_of_steps():
     @dataclasses.dataclass
     class Stream(gx.DataModule):
@@ -168,3 +313,15 @@ def test_methods_that_are_missing():
     data.test = data.val
     with pytest.raises(NotImplementedError, match="LineTask defines no predict"):
         gx.Trainer(max_steps=1).predict(LineTask(), data, model=model)
+
+
+@pytest.mark.parametrize("bad", [0, -3, 0.5, True, "all"])
+@pytest.mark.parametrize("method", ["validate", "test", "predict"])
+def test_settings_are_checked_where_nothing_is_trained(method, bad):
+    limit = f"limit_{'val' if method == 'validate' else method}_batches"
+    for settings, words in (
+        ({limit: bad}, f"{limit}={bad!r}: expected a whole"),
+        ({"precision": "half"}, "precision='half'"),
+    ):
+        with pytest.raises(gx.ConfigError, match=words):
+            getattr(gx.Trainer(**settings), method)(LineTask(), line_data(), model=LineTask().build_model(nnx.Rngs(0)))

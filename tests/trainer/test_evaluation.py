@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from support import LineTask, NetTask, Recorder, line_data, net_data, regression
 
 import galvanax as gx
@@ -90,6 +91,118 @@ def test_fast_dev_run_tries_everything_and_leaves_no_file(tmp_path):
     assert sorted(recorder.train) == [1]
     assert sorted(recorder.validations) == [1]
     assert not (tmp_path / "run").exists()
+
+
+def test_fast_dev_run_takes_one_batch_of_any_split(fitted):
+    data = net_data(val=50, batch_size=16)
+    trainer = gx.Trainer(fast_dev_run=True, limit_val_batches=2)
+    for run, split in ((trainer.validate, "val"), (trainer.test, "test")):
+        first = {name: rows[:16] for name, rows in getattr(data, split).items()}
+        found = run(NetTask(), data, model=fitted.model)[f"{split}/loss"]
+        assert found == pytest.approx(plain_evaluation(fitted.model, first)["loss"], rel=1e-5)
+    assert len(trainer.predict(NetTask(), data, model=fitted.model)["y"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("result", "seen"),
+    [
+        (lambda y: jnp.ones((5, 2)), r"float32\[5, 2\] for"),
+        (lambda y: jnp.sum(y), r"float32\[\] for"),
+        (lambda y: {"y": y, "sum": y.sum(0)}, r"float32\[2\] at \['sum'\] for"),
+        (lambda y: {"y": y, "name": "net"}, r"str at \['name'\] for"),
+        (lambda y: None, "None; expected arrays"),
+    ],
+)
+def test_predictions_are_a_row_for_each_example(fitted, result, seen):
+    class OddTask(NetTask):
+        def predict(self, model, batch, rng):
+            return result(model(batch["x"]))
+
+    with pytest.raises(TypeError, match=rf"OddTask.predict returned {seen}"):
+        gx.Trainer().predict(OddTask(), net_data(), model=fitted.model)
+
+
+def test_infinities_of_both_signs_have_no_mean_and_end_no_run():
+    class RatioTask(LineTask):
+        def loss(self, model, batch, rng):
+            sign = jnp.where(batch["x"].mean() > 0, jnp.inf, -jnp.inf)
+            return super().loss(model, batch, rng)[0], {"ratio": sign, "high": jnp.abs(sign), "odd": sign * 0}
+
+    x = np.array([1, -1] * 8, np.float32)[:, None]
+    data = gx.ArrayDataModule({"x": x, "y": 3 * x}, {"x": x, "y": 3 * x}, batch_size=1)
+    result = gx.Trainer(max_epochs=1).fit(RatioTask(), data)
+    for split in ("train", "val"):
+        assert np.isnan(result.metrics[f"{split}/ratio"])
+        assert np.isnan(result.metrics[f"{split}/odd"])
+        assert result.metrics[f"{split}/high"] == np.inf
+    assert result.metrics["val/loss"] == pytest.approx((result.state.params["kernel"].item() - 3) ** 2, rel=1e-5)
+
+
+class PairTask(NetTask):
+    """Contrastive (InfoNCE): each input's output must be nearer to its own target than to the others of the batch."""
+
+    def loss(self, model, batch, rng):
+        logits = model(batch["x"]) @ batch["y"].T
+        chosen = jnp.diag(jax.nn.log_softmax(logits))
+        return -chosen.mean(), {"rmse": jnp.sqrt(jnp.mean(batch["y"] ** 2)), "size": jnp.abs(batch["y"]).mean(-1)}
+
+    def evaluate(self, model, batch, rng):
+        return gx.Task.evaluate(self, model, batch, rng)
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_a_loss_over_the_whole_batch_is_told(caplog, fit):
+    data = net_data(val=50, batch_size=16)
+    trainer = gx.Trainer(max_epochs=3)
+    if fit:
+        trainer = gx.Trainer(max_steps=1, val_every=gx.Steps(1), callbacks=[gx.EMA(0.0)])
+        result = trainer.fit(PairTask(noise=0.0), data)
+        model, found = result.model, result.metrics
+    else:
+        model = NetTask().build_model(nnx.Rngs(0))
+        model.eval()
+        found = trainer.validate(PairTask(noise=0.0), data, model=model)
+    x, y = (np.asarray(data.val[name][:16], np.float64) for name in "xy")
+    logits = np.asarray(model(jnp.asarray(x, jnp.float32)), np.float64) @ y.T
+    loss = -np.mean(np.diag(logits) - np.log(np.exp(logits).sum(1)))
+    (message,) = [record.getMessage() for record in caplog.records if "as a batch" in record.getMessage()]
+    assert f"val/loss is 0 ({loss:.4g} as a batch)" in message
+    alone, together = np.sqrt(np.mean(y**2, 1)).mean(), np.sqrt(np.mean(y**2))
+    assert f"val/rmse is {alone:.4g} ({together:.4g} as a batch)" in message
+    assert "PairTask.evaluate" in message
+    assert "val/size" not in message
+    assert found["val/loss"] == 0
+    rows = np.asarray(data.val["y"], np.float64)
+    assert found["val/rmse"] == pytest.approx(np.sqrt(np.mean(rows**2, 1)).mean(), rel=1e-6)
+
+
+def first_row(task, model, batch, rng):
+    return {"loss": jnp.mean((model(batch["x"])[0] - batch["y"][0]) ** 2)}
+
+
+def one_example(task, model, batch, rng):
+    assert len(batch["x"]) == 1
+    return NetTask.evaluate(task, model, batch, rng)
+
+
+def noise(task, model, batch, rng):
+    return {"loss": jax.random.normal(rng)}
+
+
+def signed(task, model, batch, rng):  # differences that nearly cancel
+    return {"loss": jnp.mean(batch["x"]), "zero": jnp.mean(batch["y"] * 0)}
+
+
+@pytest.mark.parametrize("evaluate", [NetTask.evaluate, gx.Task.evaluate, first_row, one_example, noise, signed])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_means_over_examples_raise_no_alarm(caplog, evaluate, precision):
+    class QuietTask(NetTask):
+        pass
+
+    QuietTask.evaluate = evaluate
+    data = net_data(val=500, batch_size=100)
+    gx.Trainer(max_steps=3, precision=precision).fit(QuietTask(noise=0.0), data)
+    assert not [record for record in caplog.records if "as a batch" in record.getMessage()]
 
 
 def test_statistics_are_those_of_numpy():
