@@ -145,7 +145,7 @@ def outcome_of(disk: Path, number: int, policy: Any, whole: dict[int, dict[str, 
             raised = error
     if raised is not None:
         problems += complaints(raised, policy)
-    # Where the disk fills in the midst of a write, tensorstore's other writes print that their event loop is gone, a few
+    # Where the disk fills amid a write, tensorstore's other writes print that their event loop is gone, a few
     # lines each, past Python's hooks. What Galvanax and Orbax say is counted.
     lines = len(LATE.sub("", noise.read_text(errors="replace")).splitlines())
     if lines >= 100:
