@@ -84,13 +84,24 @@ def make_folder(folder: Path) -> None:
 
 
 def set_aside(path: Path, name: str = "damaged") -> Path:
-    """Moves a file or folder to the folder `name` beside it, under a name that is free there; returns where it is."""
+    """Moves a file or folder to the folder `name` beside it, under a name that is free there; returns where it is.
+
+    Raises:
+      OSError: it can't be moved; so also where a link or a file has the folder's name.
+    """
     aside = path.parent / name
+    check_folder(aside)
     make_folder(aside)
     numbered = (aside / (path.name if number == 1 else f"{path.name}-{number}") for number in range(1, 10**6))
     target = next(free for free in numbered if not os.path.lexists(free))
     replace(path, target)
     return target
+
+
+def check_folder(path: Path) -> None:
+    """Raises OSError where a name is taken, and by something else than a folder; a link would lead elsewhere."""
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+        raise NotADirectoryError(errno.ENOTDIR, f"{path.name} is no folder, but a link or a file", str(path))
 
 
 def describe_os_error(error: OSError, path: Path, needed: int | None = None) -> str:

@@ -167,7 +167,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(".partial-log")  # of one name, so that what a kill leaves goes at the next start
     try:
-        partial.write_bytes(content)
+        partial.unlink(missing_ok=True)  # a link there would lead elsewhere
+        with partial.open("xb") as file:
+            file.write(content)
         sync(partial)
         replace(partial, path)
     finally:

@@ -101,9 +101,13 @@ def read_arrays(folder: Path, meta: CheckpointMeta, wanted: Named) -> Named:
         return empty
     try:
         with context:
-            return {**ocp.load(_literal(folder / ARRAYS), full), **empty}
+            found = ocp.load(_literal(folder / ARRAYS), full)
     except Exception as error:  # Orbax and tensorstore have many; which is no use to a user
         raise DamagedError(f"{folder} can't be read: {reason_of(error)}.") from error
+    for name, leaf in full.items():  # what its files lack, Orbax leaves as it was asked for
+        if not isinstance(found.get(name), jax.Array) or describe(found[name]) != describe(leaf):
+            raise DamagedError(f"{folder} is damaged: its arrays lack {name}, {describe(leaf)}.")
+    return {**found, **empty}
 
 
 def check_fit(folder: Path, meta: CheckpointMeta, wanted: Named) -> None:

@@ -80,7 +80,6 @@ class Checkpoint(Callback):
         if sum(isinstance(callback, Checkpoint) for callback in run.callbacks.values()) > 1:
             raise ConfigError("Two Checkpoint callbacks would delete each other's checkpoints: use one (keep_every=).")
         self._folder = CheckpointFolder(run.run_dir)
-        processes.from_main("checkpoints", lambda: self._folder.prepare(run.step))
         self._monitor = None
         if self.monitor is not None and self.mode is not None:
             self._monitor = Monitor(self.monitor, self.mode)

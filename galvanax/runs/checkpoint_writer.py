@@ -65,6 +65,7 @@ class CheckpointWriter:
         self._waiting: collections.deque[Snapshot] = collections.deque()
         self._writing: list[Snapshot] = []  # the one, if any, that is on its way
         self._written = {entry.step: entry for entry in folder.entries()}
+        self._found = set(self._written)  # and not written by this run: they may be damaged
         self._changed = threading.Condition()
         self._closing = False
         self._error: CheckpointError | None = None
@@ -152,7 +153,7 @@ class CheckpointWriter:
                 for old in obsolete:
                     del self._written[old]
             for old in obsolete if processes.is_main() else ():
-                self._folder.remove(old)
+                self._folder.retire(old) if old in self._found else self._folder.remove(old)
         except (CheckpointError, OSError) as error:
             log.warning("%s", error)
             if self._stop_on_error:

@@ -14,7 +14,16 @@ import shutil
 from pathlib import Path
 
 from galvanax.errors import CheckpointError, ProcessError, nearest
-from galvanax.files import check_plain, describe_os_error, make_folder, replace, set_aside, sync_tree, write_json
+from galvanax.files import (
+    check_folder,
+    check_plain,
+    describe_os_error,
+    make_folder,
+    replace,
+    set_aside,
+    sync_tree,
+    write_json,
+)
 from galvanax.runs.arrays import Named, check_readable, describe, reason_of, write_arrays
 from galvanax.runs.checkpoint_meta import CheckpointMeta, Entry, best_step
 from galvanax.runs.config import to_json
@@ -145,6 +154,11 @@ class CheckpointFolder:
             replace(folder, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
+    def retire(self, step: int) -> None:
+        """Deletes a checkpoint that another run has left; one that is damaged is set aside instead."""
+        if not self._set_aside_damaged(step):
+            self.remove(step)
+
     def prepare(self, step: int) -> None:
         """Makes the folder ready for a run that starts at `step`.
 
@@ -152,16 +166,28 @@ class CheckpointFolder:
         same way, are set aside: damaged ones as `damaged/STEP`, the others as `superseded/STEP`.
         """
         self._check_no_link()
-        make_folder(self.path)
-        for leftover in (*self.path.glob(f"{PARTIAL}*"), *self.path.glob(f"{DELETED}*")):
-            delete(leftover)
-        for later in (other for other in self.steps() if other > step):
-            try:
-                verify(self.path / str(later))
-                aside = set_aside(self.path / str(later), SUPERSEDED)
-                log.warning("step %d is later than the one that the run goes on from: kept as %s", later, aside)
-            except DamagedError:
-                log.warning("the damaged checkpoint is kept as %s", set_aside(self.path / str(later), DAMAGED))
+        try:
+            for name in (DAMAGED, SUPERSEDED):
+                check_folder(self.path / name)
+            make_folder(self.path)
+            for leftover in (*self.path.glob(f"{PARTIAL}*"), *self.path.glob(f"{DELETED}*")):
+                delete(leftover)
+            for later in (other for other in self.steps() if other > step):
+                if not self._set_aside_damaged(later):
+                    aside = set_aside(self.path / str(later), SUPERSEDED)
+                    log.warning("step %d is later than the one that the run goes on from: kept as %s", later, aside)
+        except OSError as error:
+            text = describe_os_error(error, self.path)
+            raise CheckpointError(f"{self.path} can't be made ready: {text}.") from error
+
+    def _set_aside_damaged(self, step: int) -> bool:
+        folder = self.path / str(step)
+        try:
+            verify(folder)
+        except DamagedError:
+            log.warning("the damaged checkpoint is kept as %s", set_aside(folder, DAMAGED))
+            return True
+        return False
 
     def _make_room(self, partial: Path, arrays: Named) -> None:
         """An empty folder to write to. Where there is no room, that is said here: Orbax would take pages for it."""

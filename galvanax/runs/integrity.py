@@ -38,9 +38,9 @@ def verify(folder: Path) -> CheckpointMeta:
         expected, found = read_json(folder / MANIFEST), checksums(folder)
         if found != expected:
             wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-            raise DamagedError(
-                f"{folder} is damaged: " + ", ".join(f"{name} {_kind(name, found, expected)}" for name in wrong) + "."
-            )
+            told = ", ".join(f"{_shown(name)} {_kind(name, found, expected)}" for name in wrong[:5])
+            more = f" (and {len(wrong) - 5} more)" if wrong[5:] else ""
+            raise DamagedError(f"{folder} is damaged: {told}{more}.")
         meta = _read(folder)
         if folder.name.isdecimal() and meta.step != int(folder.name):
             raise DamagedError(f"{folder} is damaged: it holds the checkpoint of step {meta.step}.")
@@ -97,6 +97,10 @@ def _reading(folder: Path) -> Iterator[None]:
             f"{folder} can't be read at the moment: {name}: {error.strerror or error}. That need not be damage: try "
             "again, or name an older checkpoint."
         ) from error
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) < 200 else f"{name!r:.200}"
 
 
 def _kind(name: str, found: dict[str, str], expected: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import filelock
 
 from galvanax.errors import RunDirError
-from galvanax.files import make_folder
+from galvanax.files import check_plain, make_folder
 from galvanax.runs.run_folder import run_path
 
 log = logging.getLogger("galvanax")
@@ -56,6 +56,10 @@ def hold(run_dir: str | Path | None) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> filelock.BaseFileLock | None:
+    try:
+        check_plain(path)
+    except ValueError as error:
+        raise RunDirError(f"{path.parent}: {error}.") from None
     lock = filelock.FileLock(path, timeout=0, thread_local=False)
     try:
         lock.acquire()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from galvanax.errors import CheckpointError, ConfigError, RunDirError, nearest
-from galvanax.files import describe_os_error, make_folder, read_json, write_json
+from galvanax.files import describe_os_error, make_folder, read_json, replace, write_json
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 LOGS = ("metrics.csv", "tensorboard", "evaluations", "videos", "play", "wandb", "damaged")
@@ -89,10 +89,12 @@ def prepare_folder(run_dir: Path, clear: bool) -> None:
     """
     try:
         make_folder(run_dir)
+        for doomed in run_dir.glob(f"{DOOMED}*"):
+            delete(doomed)
         # First under other names, checkpoints before all: a kill leaves nothing that looks whole and is not.
         for name in (CHECKPOINTS, CONFIG, *LOGS) if clear and holdings(run_dir) else ():
             if (run_dir / name).exists():
-                (run_dir / name).rename(run_dir / f"{DOOMED}{name}")
+                replace(run_dir / name, run_dir / f"{DOOMED}{name}")
         for doomed in run_dir.glob(f"{DOOMED}*"):
             delete(doomed)
     except OSError as error:

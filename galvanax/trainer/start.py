@@ -128,7 +128,7 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
         processes.from_main("folder is free", lambda: check_free(trainer.run_dir))
     # The weights first, and then the folder: a warm start may find nothing to start from, or start from what it clears.
     state = _create_state(trainer, plan, data) if resumed is None else _load_state(resumed, trainer, plan, run_config)
-    run_dir = _prepare_folder(trainer, clear=resumed is None)
+    run_dir = _prepare_folder(trainer, resumed)
 
     run = Run(
         trainer=trainer,
@@ -343,11 +343,15 @@ def _check_monitor(callback: str, monitor: str | None, names: list[str]) -> None
         raise ConfigError(f"{callback} monitors {monitor!r}, which is no metric of this run.{nearest(monitor, names)}")
 
 
-def _prepare_folder(trainer: "Trainer", clear: bool) -> Path | None:
+def _prepare_folder(trainer: "Trainer", resumed: Resume | None) -> Path | None:
+    """Makes the run's folder ready, before callbacks cut logs: a kill between the two must not lose their rows."""
     if trainer.run_dir is None:
         return None
     run_dir = run_path(trainer.run_dir)
-    processes.from_main("folder", lambda: prepare_folder(run_dir, clear))
+    processes.from_main("folder", lambda: prepare_folder(run_dir, clear=resumed is None))
+    if any(isinstance(callback, Checkpoint) for callback in all_callbacks(trainer)):
+        step = 0 if resumed is None else resumed.meta.step
+        processes.from_main("checkpoints", lambda: CheckpointFolder(run_dir).prepare(step))
     processes.check_shared(run_dir)
     return run_dir
 

@@ -265,7 +265,10 @@ def test_what_cannot_be_set_aside_stays_and_rows_wait(broken, whole, warnings):
     assert_same_state(result.state, whole[1].state)
     assert table(broken) == b"precious"
     first, last = warnings()
-    assert f"{broken / 'metrics.csv'} can't be written: File exists. The run goes on" in first
+    assert (
+        f"{broken / 'metrics.csv'} can't be written: damaged is no folder, but a link or a file. The run goes on"
+        in first
+    )
     assert f"{broken / 'metrics.csv'} lacks 8 rows" in last
     assert scalars(broken) == scalars(whole[0])
 
@@ -700,3 +703,14 @@ def test_nobody_listens(tmp_path, output):
     subprocess.run(["bash", "-c", command], env=environ, cwd=tmp_path, check=False, stderr=subprocess.DEVNULL)
     assert (tmp_path / "ended").exists()
     assert (tmp_path / "run" / "checkpoints" / "60").is_dir()
+
+
+@pytest.mark.parametrize("name", [".partial-log", "tensorboard/.partial-log"])
+def test_a_link_in_the_place_of_a_partial_file(tmp_path, name):
+    """It is not written through."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    logs = [gx.CSVLogger(), gx.TensorBoardLogger()]
+    gx.Trainer(max_steps=4, run_dir=tmp_path / "run", callbacks=logs).fit(LineTask(), line_data())
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -67,8 +67,8 @@ def test_two_threads_of_one_process(tmp_path):
 
     class Wait(gx.Callback):
         def on_fit_start(self, run):
-            inside.set()
             outcomes.append(holder_of(tmp_path / "run"))
+            inside.set()
             second.join()
 
     def work():

@@ -188,3 +188,50 @@ def test_the_folder_of_a_stranger_is_no_free_folder(run):
     with pytest.raises(gx.RunDirError, match="holds another run"):
         gx.Trainer(max_steps=3, run_dir=run).fit(LineTask(), line_data())
     assert Path(run / "checkpoints" / "twenty").is_dir()
+
+
+@pytest.mark.parametrize("name", ["damaged", "superseded"])
+@pytest.mark.parametrize("kind", ["link", "file", "pipe"])
+def test_what_is_in_the_way_of_setting_aside(run, tmp_path, name, kind):
+    """Nothing is moved out of the folder, and nothing is changed."""
+    place = run / "checkpoints" / name
+    (tmp_path / "elsewhere").mkdir()
+    {"link": lambda: place.symlink_to(tmp_path / "elsewhere"), "file": place.touch, "pipe": lambda: os.mkfifo(place)}[
+        kind
+    ]()
+    before = tree(tmp_path)
+    with pytest.raises(gx.CheckpointError, match=rf"can't be made ready: {name} is no folder, but a link or a file"):
+        gx.Trainer(max_steps=30, run_dir=run).fit(NetTask(), net_data(), resume=10)
+    assert {path: kept for path, kept in tree(tmp_path).items() if "config.json" not in path} == {
+        path: kept for path, kept in before.items() if "config.json" not in path
+    }
+
+
+def test_a_lock_that_is_a_pipe(run):
+    os.mkfifo(run / ".lock")
+    with pytest.raises(gx.RunDirError, match=r"\.lock is no plain file"):
+        gx.Trainer(max_steps=30, run_dir=run).fit(NetTask(), net_data(), resume="last")
+
+
+def test_arrays_of_another_task(run, tmp_path):
+    """With digests that fit: Orbax gives back what it was asked for, and no numbers."""
+    other = tmp_path / "other"
+    gx.Trainer(max_steps=4, run_dir=other).fit(LineTask(), line_data())
+    shutil.rmtree(run / "checkpoints" / "20" / "arrays")
+    shutil.copytree(other / "checkpoints" / "4" / "arrays", run / "checkpoints" / "20" / "arrays")
+    write_manifest(run / "checkpoints" / "20")
+    refused_by_all(run, r"20 (is damaged: its arrays lack|can't be read)")
+
+
+def test_many_files_too_many(run):
+    for number in range(300):
+        (run / "checkpoints" / "20" / f"extra-{number}").touch()
+    (run / "checkpoints" / "20" / "a\nb").touch()
+    refused_by_all(run, r"20 is damaged: 'a\\nb' added, .*\(and 296 more\)")
+
+
+def test_a_damaged_one_is_set_aside_rather_than_pruned(run):
+    largest = max((run / "checkpoints" / "10").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[::-1])
+    gx.Trainer(max_steps=30, run_dir=run).fit(NetTask(), net_data(), resume="last")
+    assert (run / "checkpoints" / "damaged" / "10").is_dir()
