@@ -385,7 +385,7 @@ def test_a_shortage_that_passes_leaves_no_trace(tmp_path, whole, disk, warnings)
 
 def test_files_of_a_disk_that_was_gone_for_a_while(tmp_path, whole, monkeypatch, warnings):
     """What was open then, never works again."""
-    used, stale, write = set(), set(), os.pwrite
+    used, stale, broken, write, close = set(), set(), [], os.pwrite, os.close
 
     def pwrite(number, piece, at):
         used.add(number)
@@ -393,9 +393,19 @@ def test_files_of_a_disk_that_was_gone_for_a_while(tmp_path, whole, monkeypatch,
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return write(number, piece, at)
 
+    def close_and_forget(number):  # the next file that is opened may get this number
+        stale.discard(number)
+        used.discard(number)
+        close(number)
+
+    def go_away(run):
+        stale.update(used)
+        broken.extend(used)
+
     monkeypatch.setattr(os, "pwrite", pwrite)
-    fit(tmp_path, At((FULL, lambda run: stale.update(used))))
-    assert len(stale) == 2
+    monkeypatch.setattr(os, "close", close_and_forget)
+    fit(tmp_path, At((FULL, go_away)))
+    assert len(broken) == 2
     assert_undisturbed(tmp_path, whole)
     assert [os.strerror(errno.ESTALE) in text for text in warnings()] == [True, True]
 
