@@ -78,7 +78,8 @@ def crashed(tmp_path_factory):
 
 @pytest.mark.parametrize("phase", ["prune"])
 def test_one_kill(phase, reference, tmp_path):
-    assert kill(phase, tmp_path, random.Random(0), number=5, start=None)
+    # It holds still at an early operation, which each life comes to, however many saves it makes.
+    assert kill(phase, tmp_path, random.Random(1), number=1, start=None)
     check(phase, tmp_path, reference)
 
 
