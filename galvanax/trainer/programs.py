@@ -36,9 +36,9 @@ def stream_key(seed: int, stream: int) -> jax.Array:
 def train_program(
     task: "Task", callbacks: dict[str, Callback], state: TrainState, batch: Spec, capacity: int, devices: Devices
 ) -> tuple[Callable[..., Any], list[str]]:
-    """Returns `run(state, stack, count, key) -> (state, ({metric: (capacity,)}, broken))`, uncompiled, and the metrics.
+    """Returns `run(state, stack, count, key) -> (state, ({metric: (capacity,)}, finite))`, uncompiled, and the metrics.
 
-    `broken` `(weights,)` says which of `weight_names` were finite before these steps and are no longer.
+    `finite` is `finite_weights` after these steps.
 
     Args:
       task: whose `train_step` is run.
@@ -72,9 +72,8 @@ def train_program(
             return state, {name: rows[name].at[index].set(value) for name, value in values.items()}
 
         with in_mesh(devices.mesh):
-            before = _finite(state)
             state, rows = jax.lax.fori_loop(0, count, body, (state, {name: jnp.zeros(capacity) for name in metrics}))
-            return state, (rows, before & ~_finite(state))
+            return state, (rows, finite_weights(state))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, placed)
     return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings, devices.replicated)), list(metrics)
@@ -95,7 +94,7 @@ def _weights(state: TrainState) -> list[tuple[str, str, Any]]:
     ]
 
 
-def _finite(state: TrainState) -> jax.Array:
+def finite_weights(state: TrainState) -> jax.Array:
     """Which of `weight_names` are finite, `(weights,)`; one pass over them for a whole dispatch."""
     flags = [jnp.isfinite(leaf).all() for _, _, leaf in _weights(state)]
     return jnp.stack(flags) if flags else jnp.zeros(0, bool)

@@ -26,7 +26,7 @@ from galvanax.trainer.feed import TrainFeed
 from galvanax.trainer.hooks import Hooks
 from galvanax.trainer.metric_window import MetricWindow
 from galvanax.trainer.pace import Pace
-from galvanax.trainer.programs import lower_train_program, weight_names
+from galvanax.trainer.programs import finite_weights, lower_train_program, weight_names
 from galvanax.trainer.schedule import next_multiple
 from galvanax.trainer.state import TrainState
 
@@ -114,6 +114,7 @@ class Run:
     stop_reason: str | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
     _in_flight: collections.deque[tuple[range, Any]] = dataclasses.field(default_factory=collections.deque)
+    _finite: Any = None  # which weights were, after the last dispatch that was looked at
     _host: dict[str, Any] = dataclasses.field(default_factory=dict)
     _rest_logged: int = -1
     _due: frozenset[str] = frozenset()
@@ -277,6 +278,7 @@ class Run:
         if self.run_dir is not None and processes.is_main():
             write_config(self.run_dir, self.config)
         self._share_stop()
+        self._finite = jax.jit(finite_weights, out_shardings=self.devices.replicated)(self.state)
         if self.visited != self.step:
             self.visit()
 
@@ -333,22 +335,22 @@ class Run:
     def _collect(self) -> None:
         self.settled = False
         steps, futures = self._in_flight.popleft()
-        rows, broken = jax.device_get(futures)
+        rows, finite = jax.device_get(futures)
         values = {f"train/{name}": row[: len(steps)] for name, row in rows.items()}
         self.pace.finished(len(steps))
-        self._check_finite(steps, values, broken)
+        self._check_finite(steps, values, finite)
         self._hooks.emit("on_train_metrics", self, steps, values)
         for step, means in self._window.add(steps, values):
             self._log(step, means)
         self.settled = True
         self._hooks.raise_first()
 
-    def _check_finite(self, steps: range, values: dict[str, np.ndarray], broken: np.ndarray) -> None:
+    def _check_finite(self, steps: range, values: dict[str, np.ndarray], finite: np.ndarray) -> None:
         losses = values.get("train/loss", np.zeros(len(steps)))
         if not np.isfinite(losses).all():
             at = int(np.argmin(np.isfinite(losses)))
             what = f"train/loss is {losses[at]} at step {steps[at]}."
-        elif broken.any():
+        elif not finite.all() and (broken := jax.device_get(self._finite) & ~finite).any():
             # A metric may show the step, as grad_norm does.
             odd = ~np.all([np.isfinite(row) for row in (losses, *values.values())], axis=0)
             at = int(np.argmax(odd)) if odd.any() else len(steps) - 1
@@ -357,6 +359,7 @@ class Run:
             more = f" (and {len(names) - 1} more)" if names[1:] else ""
             what = f"{names[0]}{more} became NaN or infinite {when}; the loss was {losses[at]:.6g}."
         else:
+            self._finite = finite
             return
         metrics = {name.removeprefix("train/"): float(row[at]) for name, row in values.items()}
         raise NonFiniteError(f"{what} {self.task.explain_non_finite(metrics)}")
