@@ -98,7 +98,7 @@ def survey(
             with (root / f"worker-{numbers[0]}.log").open("ab") as log:
                 running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), numbers))
         time.sleep(0.2)
-        made = made or any(root.glob("results-*.jsonl"))
+        made = made or any(path.stat().st_size for path in root.glob("results-*.jsonl"))
         for process, numbers in [one for one in running if one[0].poll() is not None]:
             running.remove((process, numbers))
             found, left = collect(root, numbers, process.returncode)
