@@ -49,6 +49,12 @@ class DataModule:
 
         A `grain.MapDataset` is repeated by the Trainer with a new order each epoch; a `grain.IterDataset` is a stream
         with no epochs, repeated only if it repeats itself.
+
+        Split before shuffling. Grain shuffles anew each epoch, below a slice too, so the parts `source.shuffle(0)[:80]`
+        and `[80:]` mix from the second epoch on (the Trainer refuses them). Parts in random order are chosen once:
+
+            order = np.random.default_rng(0).permutation(len(rows))  # [:80] to train, [80:] to validate
+            grain.MapDataset.source(order[:80]).shuffle(seed).map(lambda index: rows[index]).batch(16)
         """
         raise NotImplementedError(f"{type(self).__name__} must define train_dataset(self, seed).")
 

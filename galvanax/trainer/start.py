@@ -32,6 +32,7 @@ from galvanax.trainer.programs import INIT, TRAIN, lower_train_program, stream_k
 from galvanax.trainer.resume import Resume, find_resume
 from galvanax.trainer.run import Run
 from galvanax.trainer.schedule import Epochs, Steps, check_interval
+from galvanax.trainer.splits import check_splits
 from galvanax.trainer.state import Arrays, ModelDef, TrainState
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def plan_run(trainer: "Trainer", task: "Task", data: "DataModule", devices: Devi
     processes.main_first("data", data.setup)
     task = task.setup(data)
     callbacks = name_callbacks(all_callbacks(trainer))
-    feed = TrainFeed(data.train_dataset(trainer.seed), trainer.limit_train_batches)
+    dataset = data.train_dataset(trainer.seed)
+    check_splits(dataset, data)
+    feed = TrainFeed(dataset, trainer.limit_train_batches)
     num_steps = _count_steps(trainer, feed)
     definition = _definition(trainer, task)
     create = _creator(task, data, callbacks, definition, num_steps, devices)
