@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from galvanax.envs.environment import MJXEnvironment
 from galvanax.envs.registry import load
 from galvanax.envs.unwrap import time_limit, unwrap
 from galvanax.errors import ConfigError
+from galvanax.settings import check_counts
 
 
 @dataclasses.dataclass
@@ -104,17 +104,6 @@ class EnvironmentDataModule(DataModule):
         """Other episodes than validation's."""
         episodes = np.arange(self.num_eval_episodes, 2 * self.num_eval_episodes, dtype=np.int32)
         return grain.MapDataset.source([{"episode": episodes}])
-
-
-def check_counts(owner: Any, *names: str, least: int = 1) -> None:
-    """Raises ConfigError where one of these fields is no whole number of at least `least`."""
-    for name in names:
-        value = getattr(owner, name)
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-            raise ConfigError(
-                f"{type(owner).__name__}.{name}={value!r}: expected a whole number of at least {least}. Nearest: "
-                + (f"{max(least, round(value))}." if isinstance(value, float) and math.isfinite(value) else f"{least}.")
-            )
 
 
 def _loaded(environment: Any) -> tuple[Any, int | None]:

@@ -6,7 +6,7 @@ import inspect
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import cattrs
 import jax
@@ -25,8 +25,15 @@ def to_json(value: Any) -> Any:
     """JSON data of a dataclass: its fields, and its class's name as `"type"`. Arrays are described, not stored.
 
     Fields with `metadata={"stored": False}` are left out.
+
+    Raises:
+      ConfigError: a field holds another kind than it says, such as a number where a tuple is meant.
     """
-    fields = json.loads(json.dumps(_converter.unstructure(value), default=_describe))
+    try:
+        plain = _converter.unstructure(value)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(_misfit(value) or f"{value!r} can't be written as JSON: {error}.") from error
+    fields = json.loads(json.dumps(plain, default=_describe))
     if not dataclasses.is_dataclass(value):
         return fields
     left_out = {field.name for field in dataclasses.fields(value) if not field.metadata.get("stored", True)}
@@ -89,6 +96,19 @@ def check_dataclass(value: Any) -> None:
             f"{cls.__name__} declares {', '.join(declared)} but is no dataclass: "
             "put @dataclasses.dataclass(frozen=True) above it."
         )
+
+
+def _misfit(value: Any) -> str | None:
+    """Which field of a dataclass isn't what its annotation says."""
+    hints = get_type_hints(type(value)) if dataclasses.is_dataclass(value) else {}
+    for name, hint in hints.items():
+        field = getattr(value, name, None)
+        try:
+            _converter.unstructure(field, unstructure_as=hint)
+        except (TypeError, AttributeError, ValueError):
+            kind = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+            return _misfit(field) or f"{type(value).__name__}.{name}={field!r}: expected {kind}."
+    return None
 
 
 def _describe(value: Any) -> Any:

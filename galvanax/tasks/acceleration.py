@@ -18,6 +18,7 @@ from galvanax.errors import ConfigError
 from galvanax.networks.dynamics import BaseDynamicsModel, MLPDynamicsModel
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.open_loop import max_contacts, one_step_velocity_error, open_loop_error
+from galvanax.settings import check_ranges, check_widths
 from galvanax.tasks.task import Metrics, Task
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class AccelerationTask(Task):
 
     def setup(self, datamodule: "DataModule") -> Self:
         """Takes layout, action size and time step from the data, where the task doesn't say them."""
+        check_widths(self, "hidden_dims")
+        check_ranges(self, learning_rate="[0, inf)", weight_decay="[0, inf)")
         found: dict[str, Any] = {}
         for name in ("layout", "action_dim", "dt"):
             value = getattr(self, name)

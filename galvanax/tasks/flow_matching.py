@@ -20,6 +20,7 @@ from galvanax.networks.flow_model import TrajectoryFlow
 from galvanax.physics.frames import to_start_frame
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.system import System, layout_of, model_of, state_difference
+from galvanax.settings import check_choice, check_counts, check_ranges
 from galvanax.tasks.task import Metrics, Task
 
 if TYPE_CHECKING:
@@ -357,12 +358,16 @@ class FlowMatchingTask(Task, abc.ABC):
         return jnp.mean(squared, (1, 2)), metrics
 
     def _check(self) -> None:
-        for name in ("d_model", "num_heads", "depth", "ode_steps", "num_samples", "num_modes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{type(self).__name__}.{name}={getattr(self, name)}: expected at least 1.")
-        if self.ode_method not in get_args(ODEMethod):
-            known = ", ".join(get_args(ODEMethod))
-            raise ConfigError(f"{type(self).__name__}.ode_method={self.ode_method!r}: expected one of {known}.")
+        check_counts(self, "d_model", "num_heads", "depth", "ode_steps", "num_samples", "num_modes")
+        check_ranges(
+            self,
+            dropout="[0, 1)",
+            learning_rate="[0, inf)",
+            weight_decay="[0, inf)",
+            condition_dropout="[0, 1]",
+            guidance="(-inf, inf)",
+        )
+        check_choice(self, "ode_method", get_args(ODEMethod))
         if self.physics.state_dim != self.state_dim:
             raise ConfigError(
                 f"The data's states have {self.state_dim} entries; those of system={self.system!r} have "

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from galvanax.errors import ConfigError
 from galvanax.networks.gru_dynamics import GRUEnsemble, Prediction
 from galvanax.physics.layout import StateLayout
+from galvanax.settings import check_counts, check_ranges
 from galvanax.tasks.task import Metrics, Task
 from galvanax.trainer.data_axis import DATA, ROWS, WHOLE, over_data_axis
 
@@ -62,6 +63,8 @@ class GRUDynamicsTask(Task):
 
     def setup(self, datamodule: "DataModule") -> Self:
         """Takes layout, sizes and windows from the data."""
+        check_counts(self, "hidden_size", "members")
+        check_ranges(self, learning_rate="[0, inf)", weight_decay="[0, inf)")
         missing = [name for name in FROM_DATA if not hasattr(datamodule, name)]
         if missing:
             raise ConfigError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,12 +11,13 @@ import optax
 import tyro
 from flax import nnx
 
-from galvanax.datamodules.environment import EnvironmentDataModule, check_counts
+from galvanax.datamodules.environment import EnvironmentDataModule
 from galvanax.envs.auto_reset import AutoReset
 from galvanax.envs.symmetry import Symmetry
 from galvanax.errors import ConfigError, nearest
 from galvanax.networks.actor_critic import ActorCritic
 from galvanax.rendering.trajectory_npz import MotionClip
+from galvanax.settings import check_choice, check_counts, check_ranges, check_widths
 from galvanax.tasks.gae import generalized_advantages
 from galvanax.tasks.policy_rollout import record_motion
 from galvanax.tasks.ppo_loss import LossWeights, Minibatch, mirror_minibatch, ppo_loss
@@ -49,19 +49,6 @@ _WILD = 1e3
 
 # What `bad_environment` says where it is the policy that broke.
 _POLICY = -2.0
-
-# Where settings lie: lower and upper end, and which of the two belong to it.
-_RANGES = {
-    "learning_rate": (0.0, math.inf, "[)"),
-    "discount": (0.0, 1.0, "(]"),
-    "gae_lambda": (0.0, 1.0, "[]"),
-    "clip": (0.0, math.inf, "(]"),
-    "value_coef": (0.0, math.inf, "[)"),
-    "entropy_coef": (-math.inf, math.inf, "()"),
-    "final_entropy_coef": (-math.inf, math.inf, "()"),
-    "reward_scaling": (-math.inf, math.inf, "()"),
-    "symmetry_coef": (0.0, math.inf, "[)"),
-}
 
 
 @jax.tree_util.register_dataclass
@@ -298,26 +285,25 @@ class PPOTask(Task):
     def _check_settings(self) -> None:
         check_counts(self, "unroll_length", "num_epochs", "num_minibatches")
         check_counts(self, "memory_size", least=0)
-        for name in ("policy_hidden", "value_hidden"):
-            widths = getattr(self, name)
-            if not all(isinstance(width, int) and width >= 1 for width in widths):
-                raise ConfigError(f"PPOTask.{name}={widths}: expected whole numbers of at least 1.")
-        for name, (low, high, ends) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            inside = isinstance(value, numbers.Real) and low <= float(value) <= high
-            if not inside or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
-                expected = f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}; the default is {getattr(PPOTask, name)}"
-                raise ConfigError(f"PPOTask.{name}={value!r}: expected {expected}.")
+        check_widths(self, "policy_hidden", "value_hidden")
+        check_ranges(
+            self,
+            learning_rate="[0, inf)",
+            discount="(0, 1]",
+            gae_lambda="[0, 1]",
+            clip="(0, inf]",
+            value_coef="[0, inf)",
+            entropy_coef="(-inf, inf)",
+            final_entropy_coef="(-inf, inf)",
+            reward_scaling="(-inf, inf)",
+            symmetry_coef="[0, inf)",
+        )
         if self.reward_scaling == 0:
             raise ConfigError("PPOTask.reward_scaling=0: nothing would be learned; expected another number, such as 1.")
         if self.learning_rate_schedule == "adaptive" and not 0 < self.desired_kl < math.inf:
             raise ConfigError(f"PPOTask.desired_kl={self.desired_kl}: expected a number in (0, inf), such as 0.01.")
-        for name, kind in (("learning_rate_schedule", Schedule), ("symmetry", SymmetryUse)):
-            if getattr(self, name) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                raise ConfigError(f"PPOTask.{name}={getattr(self, name)!r}: expected one of {known}.")
+        check_choice(self, "learning_rate_schedule", get_args(Schedule))
+        check_choice(self, "symmetry", get_args(SymmetryUse))
 
     def _check_devices(self, shards: int) -> None:
         num_envs, multiple = self.environments[2], self.num_minibatches * shards

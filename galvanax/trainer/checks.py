@@ -58,8 +58,9 @@ def _check_hooks(callback: Callback) -> None:
 
 def _check_stored(task: Task) -> None:
     """A run's folder must tell its task's fields, or the weights could not be loaded."""
+    fields = config.to_json(task)
     try:
-        config.from_json(type(task), config.to_json(task), type(task).__name__)
+        config.from_json(type(task), fields, type(task).__name__)
     except Exception as error:
         raise ConfigError(
             f"{type(task).__name__} could not be loaded again from run_dir: {str(error).rstrip('.')}. Its fields hold "
