@@ -6,21 +6,28 @@ import time
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
 
 from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.progress_line import ProgressLine
 from galvanax.terminal import Terminal
 
 if TYPE_CHECKING:
     from galvanax.trainer.run import FitResult, Run
 
+SHOWN = ("train/loss", "val/loss", "train/episode_return", "val/episode_return")
+
 
 @dataclasses.dataclass
 class ProgressBar(Callback):
-    """A bar with speed and latest metrics on a terminal; a plain line now and then elsewhere.
+    """Step, time left, speed and latest metrics: a row that is kept up to date on a terminal, now and then a line
+    elsewhere.
+
+    On a narrow terminal the bar and the later metrics give way: the step, the time left, the speed and the first metric
+    have room in 80 columns.
 
     Attributes:
-      metrics: names to show; empty shows the training and validation loss.
+      metrics: names to show, the most important one first; empty shows the loss, and the return of episodes.
       seconds: between two lines, where the output is no terminal.
     """
 
@@ -33,39 +40,28 @@ class ProgressBar(Callback):
         """See `Callback`."""
         self._console = Terminal()
         self._started = self._printed = time.monotonic()
-        self._first, self._compiling = run.step, True
-        self._reported = run.step
-        self._bar: Progress | None = None
+        self._step, self._latest = run.step, dict[str, float]()
+        # The first dispatch holds the compilation; speed is counted from its end.
+        self._first: tuple[int, float] | None = None
+        self._ended = False
+        self._live: Live | None = None
         if self._console.is_terminal:
-            columns = (
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
-            )
-            self._bar = Progress(TextColumn("{task.description}"), *columns, console=self._console)
-            self._bar.start()
-            self._task = self._bar.add_task("steps", total=run.num_steps, completed=run.step, text="compiling")
+            self._live = Live(get_renderable=lambda: self._line(run), console=self._console)
+            self._live.start(refresh=True)
 
     def on_train_metrics(self, run: "Run", steps: range, metrics: dict[str, np.ndarray]) -> None:
         """See `Callback`."""
         self._latest = {name: float(rows[-1]) for name, rows in metrics.items()}
-        self._reported = steps[-1]
-        first, self._compiling = self._compiling, False
-        if first:
-            # The first dispatch holds the compilation; speed is counted from here.
-            self._first, self._started = self._reported, time.monotonic()
-        if self._bar is not None:
-            with contextlib.suppress(OSError):
-                self._bar.update(self._task, completed=self._reported, text=self._text(run))
-        elif first or time.monotonic() - self._printed > self.seconds:
-            self._line(run)
+        self._step, self._heard = steps[-1], time.monotonic()
+        compiled = self._first is None
+        self._first = self._first or (self._step, self._heard)
+        if self._live is None and (compiled or time.monotonic() - self._printed > self.seconds):
+            self._print(run)
 
     def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
         """See `Callback`."""
-        if self._bar is None and time.monotonic() - self._printed > self.seconds / 5:
-            self._line(run)
+        if self._live is None and time.monotonic() - self._printed > self.seconds / 5:
+            self._print(run)
 
     def on_fit_end(self, run: "Run", result: "FitResult") -> None:
         """See `Callback`."""
@@ -76,28 +72,25 @@ class ProgressBar(Callback):
         self._close(run, type(error).__name__)
 
     def _close(self, run: "Run", reason: str | None) -> None:
+        self._ended = True
         with contextlib.suppress(OSError):
-            if self._bar is not None:
-                self._bar.update(self._task, text=self._text(run))
-                self._bar.stop()
+            if self._live is not None:
+                self._live.stop()
             else:
-                self._line(run)
+                self._print(run)
             if reason:
                 self._console.print(f"stopped at step {run.step}: {reason}", highlight=False)
 
-    def _line(self, run: "Run") -> None:
+    def _print(self, run: "Run") -> None:
         self._printed = time.monotonic()
         with contextlib.suppress(OSError):
-            self._console.print(
-                f"step {self._reported}/{run.num_steps}  {self._text(run)}", highlight=False, soft_wrap=True
-            )
+            self._console.print(self._line(run).text(), highlight=False, soft_wrap=True)
 
-    def _text(self, run: "Run") -> str:
-        latest = run.metrics | getattr(self, "_latest", {})
-        latest |= {name: value for name, value in run.metrics.items() if name.startswith("val/")}
-        names = self.metrics or ("train/loss", "val/loss")
-        shown = [f"{name} {latest[name]:.4g}" for name in names if name in latest]
-        elapsed = time.monotonic() - self._started
-        if self._reported > self._first and elapsed > 0:
-            shown.append(f"{(self._reported - self._first) / elapsed:,.0f} steps/s")
-        return "  ".join(shown)
+    def _line(self, run: "Run") -> ProgressLine:
+        now, rate, left = time.monotonic(), None, None
+        if self._first is not None and self._step > self._first[0]:
+            rate = (self._step - self._first[0]) / max(1e-9, self._heard - self._first[1])
+            left = max(0.0, (run.num_steps - self._step) / rate - (now - self._heard))
+        latest = {**run.metrics, **self._latest} if self._first is not None else {}
+        metrics = {name: latest[name] for name in self.metrics or SHOWN if name in latest}
+        return ProgressLine(self._step, run.num_steps, now - self._started, rate, left, metrics, self._ended)
