@@ -54,14 +54,16 @@ class WarmStartReport:
 class WarmStart(Callback):
     """Starts a fresh run from another run's weights: those of evaluation, and its normalisers and other statistics.
 
-    Optimizer state, step and everything else start afresh. What the source lacks, or has in another shape or type,
-    keeps its fresh value; a list says which. A resumed run takes nothing: its checkpoint holds everything.
+    Optimizer state, step and everything else start afresh. A list says what was taken. A resumed run takes nothing: its
+    checkpoint holds everything.
 
     Attributes:
       source: a run's folder, a checkpoint's folder, or a file of `export_safetensors`.
       checkpoint: of a run's folder: "best", "last" or a step.
       include: patterns of paths to load, such as `("network/*",)`; `*` matches slashes too.
       exclude: patterns of paths not to load, of those.
+      partial: what was chosen and is absent in the source, or of another shape or type, keeps its fresh value; it is an
+        error otherwise.
       report: what was loaded and what was not (`WarmStartReport`), once a run has started; no setting.
     """
 
@@ -69,6 +71,7 @@ class WarmStart(Callback):
     checkpoint: str = "best"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    partial: bool = False
 
     def __post_init__(self) -> None:
         check_patterns("WarmStart.include", self.include)
@@ -97,6 +100,12 @@ class WarmStart(Callback):
         )
         if not report.loaded:
             raise CheckpointError(f"Nothing of {weights.source} fits this model. {_mismatch(report, there)}")
+        if not self.partial and (report.absent or report.different):
+            raise CheckpointError(
+                f"{len(report.loaded)} of the {len(chosen)} arrays to load are in {weights.source} as this model has "
+                f"them. {_mismatch(report, there)} To start the others afresh: WarmStart.partial=True (--partial), or "
+                "leave them out by exclude."
+            )
         self.report = report
         if processes.is_main():
             say(report)
@@ -109,9 +118,10 @@ def _replace(arrays: Arrays, warm: Arrays) -> Arrays:
 
 
 def _mismatch(report: WarmStartReport, there: Iterable[str]) -> str:
-    """The first few reasons why nothing was loaded."""
+    """The first few reasons why arrays can't be loaded."""
     reasons = [f"{path} is {here} here and {theirs} there" for path, (here, theirs) in report.different.items()]
     for path in report.absent:
         near = difflib.get_close_matches(path, sorted(there), n=1, cutoff=0.0)
         reasons.append(f"{path} is not there" + "".join(f" (nearest: {name})" for name in near))
-    return "; ".join(reasons[:3]) + "."
+    more = f"; and {len(reasons) - 3} more" if reasons[3:] else ""
+    return "; ".join(reasons[:3]) + f"{more}."

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from galvanax.cli.runs import check_output, load_run, task_type, whole_number, writing
+from galvanax.cli.runs import check_output, load_run, set_up, task_type, whole_number, writing
 from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import ConfigError
 from galvanax.experiments.experiment import Experiment
@@ -139,7 +139,7 @@ def evaluate_run(
     task = _with_settings(task, settings)
     others = _load_beside(beside, checkpoint, averaged, experiment, settings)
     trainer = Trainer(max_steps=1, seed=seed, limit_test_batches=limit, devices=processes.local_devices())
-    data.setup()
+    set_up(data, run_dir)
     about = {"checkpoint": name, "step": step, "split": SPLIT}
     figures: dict[str, Any] = dict(about)
     if data.test_dataset() is not None:

@@ -33,6 +33,7 @@ class FitCommand:
       overwrite: delete the run in the folder first.
       evaluate: measure the best checkpoint afterwards.
       warm_start: start from the weights of this run's folder, checkpoint or exported file.
+      partial: of a warm start: what those weights lack, or have in another shape, starts afresh.
       freeze: keep the parameters with these paths as they are, such as "network/layers/0/*".
       dry_run: train nothing; compile for as many simulated devices as --devices says, and print what a step costs.
       json: of a dry run: print one JSON object and nothing else.
@@ -43,6 +44,7 @@ class FitCommand:
     overwrite: bool = False
     evaluate: bool = True
     warm_start: Path | None = None
+    partial: bool = False
     freeze: tuple[str, ...] = ()
     dry_run: bool = False
     json: bool = False
@@ -93,7 +95,9 @@ def _with_fine_tuning(callbacks: dict[str, Callback], command: FitCommand) -> di
     if command.freeze:
         added["freeze"] = Freeze(command.freeze)
     if command.warm_start is not None:
-        added["warm_start"] = WarmStart(command.warm_start)
+        added["warm_start"] = WarmStart(command.warm_start, partial=command.partial)
+    elif command.partial:
+        raise ConfigError("--partial is of a --warm-start.")
     for name in added.keys() & callbacks.keys():
         raise ConfigError(f"The experiment has a callback {name!r} of its own: use --callbacks.{name}'s flags.")
     # First, so that clipping sees only what trains.

@@ -32,7 +32,7 @@ class RenderCommand:
       width: of the film, pixels.
       height: of the film, pixels.
       fps: frames a second of the film; one a step if not given, 50 at most.
-      formats: what to write, of mp4, png, html, npz.
+      formats: what to write, of mp4, png, html, npz; by default the first three, or what the output's name ends in.
       seconds: how long a model moves.
     """
 
@@ -42,7 +42,7 @@ class RenderCommand:
     width: int = 640
     height: int = 480
     fps: float | None = None
-    formats: tuple[Format, ...] | None = None
+    formats: tuple[Format, ...] = ()
     seconds: float = 4.0
 
 
@@ -117,7 +117,7 @@ def _targets(command: RenderCommand, name: str) -> tuple[Path, tuple[Format, ...
     suffix = command.output.suffix.lower().removeprefix(".")
     for known in FORMATS:
         if suffix == known:
-            if command.formats is not None and command.formats != (known,):
+            if command.formats not in ((), (known,)):
                 raise ConfigError(f"output={command.output} is one file; with formats, expected a folder.")
             return command.output.with_suffix(""), (known,)
     if command.output.is_file():

@@ -89,12 +89,17 @@ def load_policy(
     folder = CheckpointFolder(run_dir).find(checkpoint)
     _, model = type(made.task).load(run_dir, folder)
     assert isinstance(model, ActorCritic)
+    set_up(data, run_dir)
+    env = data.eval_env
+    return model, data, env if command is None else with_command(env, command), folder
+
+
+def set_up(data: DataModule, run_dir: Path) -> None:
+    """Sets a run's data up. Raises what that raises, and says which run's settings they are."""
     try:
         data.setup()
     except GalvanaxError as error:
-        raise ConfigError(f"{run_dir / CONFIG}: data: {error}") from error
-    env = data.eval_env
-    return model, data, env if command is None else with_command(env, command), folder
+        raise type(error)(f"{run_dir / CONFIG}: data: {error}") from error
 
 
 def whole_number(config: dict[str, Any], name: str, path: Path, least: int | None = None) -> int:

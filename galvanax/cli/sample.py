@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from galvanax.cli.runs import check_output, load_run
+from galvanax.cli.runs import check_output, load_run, set_up
 from galvanax.errors import ConfigError, DataError
 from galvanax.files import partial_file
 from galvanax.tasks.flow_matching import FlowMatchingTask
@@ -103,7 +103,7 @@ def _starts(command: SampleCommand, task: FlowMatchingTask, data: Any) -> tuple[
                 raise ConfigError(f"{name} has {len(values)} numbers; this run's have {size}.")
             found[name] = np.tile(np.float32(values), (command.num_samples, 1))
     if command.x0 is None:
-        data.setup()
+        set_up(data, command.run_dir)
         dataset = data.test_dataset()
         if dataset is None:
             raise ConfigError("The run's data has no test part: give x0.")

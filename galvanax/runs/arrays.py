@@ -1,5 +1,7 @@
 """A checkpoint's arrays: Orbax's files, and what is asked of them."""
 
+import contextlib
+import gc
 import glob
 import logging
 import os
@@ -18,6 +20,8 @@ from galvanax.files import format_bytes
 from galvanax.runs.checkpoint_meta import CheckpointMeta
 from galvanax.runs.integrity import DamagedError
 from galvanax.trainer import processes
+
+log = logging.getLogger("galvanax")
 
 Named = dict[str, Any]  # arrays by path: {"params/layers/0/kernel": ...}
 
@@ -68,12 +72,8 @@ def write_arrays(folder: Path, arrays: Named) -> None:
     # Orbax's cost for a small array is all overhead, and half of that for a host array.
     # It refuses arrays with no entries, which need no saving.
     full = {name: np.asarray(leaf) if small(leaf) else leaf for name, leaf in arrays.items() if leaf.size}
-    absl = logging.getLogger("absl")
-    absl.addFilter(_is_no_copy)
-    try:
+    with _hushed("absl", "raised an exception"):  # each error once for each thread that it passes, a page each time
         ocp.save(_literal(folder / ARRAYS), full)
-    finally:
-        absl.removeFilter(_is_no_copy)
 
 
 def read_arrays(folder: Path, meta: CheckpointMeta, wanted: Named) -> Named:
@@ -99,11 +99,17 @@ def read_arrays(folder: Path, meta: CheckpointMeta, wanted: Named) -> Named:
     full = {name: leaf for name, leaf in wanted.items() if leaf.size}
     if not full:
         return empty
-    try:
-        with context:
-            found = ocp.load(_literal(folder / ARRAYS), full)
-    except Exception as error:  # Orbax and tensorstore have many; which is no use to a user
-        raise DamagedError(f"{folder} can't be read: {reason_of(error)}.") from error
+    reason = None
+    with _hushed("asyncio", "exception was never retrieved"):  # of the arrays beside the one that is reported
+        try:
+            with context:
+                found = ocp.load(_literal(folder / ARRAYS), full)
+        except Exception as error:  # Orbax and tensorstore have many; which is no use to a user
+            reason = reason_of(error)
+            log.debug("%s can't be read", folder, exc_info=True)
+        if reason is not None:
+            gc.collect()  # here, since asyncio speaks when what it holds goes
+            raise DamagedError(f"{folder} can't be read: {reason}.")
     for name, leaf in full.items():  # what its files lack, Orbax leaves as it was asked for
         if not isinstance(found.get(name), jax.Array) or describe(found[name]) != describe(leaf):
             raise DamagedError(f"{folder} is damaged: its arrays lack {name}, {describe(leaf)}.")
@@ -184,9 +190,18 @@ def _literal(path: Path) -> _LiteralPath:
     return _LiteralPath(path.absolute())
 
 
-def _is_no_copy(record: logging.LogRecord) -> bool:
-    """Orbax logs an error once for each thread that it passes, each time a page long, before it raises it."""
-    return "raised an exception" not in record.getMessage()
+@contextlib.contextmanager
+def _hushed(logger: str, words: str) -> Iterator[None]:
+    """Leaves out what Orbax has others log about an error that it raises as well."""
+
+    def differs(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    logging.getLogger(logger).addFilter(differs)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(differs)
 
 
 def _context(shardings: list[Any]) -> Any:

@@ -60,8 +60,8 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    leaves, structure = jax.tree.flatten(one)
-    others, found = jax.tree.flatten(other)
-    if structure != found:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
+    if structures[0] != structures[1]:
         return False
-    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(leaves, others, strict=True))
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(np.asarray(mine), np.asarray(theirs)) for mine, theirs in pairs)

@@ -128,7 +128,11 @@ def test_a_wider_head_is_left_out_and_the_list_says_so(plain, capsys):
     folder, _ = plain
     _, model = MLPTask.load(folder)
     fresh = start(MLPTask(outputs=5)).state.params
-    begin = start(MLPTask(outputs=5), warm := gx.WarmStart(folder)).state.params
+    with pytest.raises(gx.CheckpointError, match=r"2 of the 4 arrays .*float32\[5\] here.*partial=True \(--partial\)"):
+        start(MLPTask(outputs=5), gx.WarmStart(folder))
+    heads = start(MLPTask(outputs=5), gx.WarmStart(folder, exclude=("layers/1/*",))).state.params
+    np.testing.assert_array_equal(heads["layers/1/kernel"], fresh["layers/1/kernel"])
+    begin = start(MLPTask(outputs=5), warm := gx.WarmStart(folder, partial=True)).state.params
     np.testing.assert_array_equal(begin["layers/0/kernel"], model.layers[0].kernel[...])
     np.testing.assert_array_equal(begin["layers/0/bias"], model.layers[0].bias[...])
     for name in ("layers/1/kernel", "layers/1/bias"):
@@ -175,7 +179,9 @@ def test_a_model_with_other_parts(source):
         def build_model(self, rngs):
             return Stacked(rngs)
 
-    warm = gx.WarmStart(folder, "last")
+    with pytest.raises(gx.CheckpointError, match=r"2 of the 4 arrays.*head/bias is not there"):
+        start(StackedTask(), gx.WarmStart(folder, "last"))
+    warm = gx.WarmStart(folder, "last", partial=True)
     begin = start(StackedTask(), warm)
     assert warm.report.loaded == ("first/bias", "first/kernel")
     assert warm.report.absent == ("head/bias", "head/kernel")

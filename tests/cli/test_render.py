@@ -1,5 +1,7 @@
 """`galvanax render`: what a user gets of a model and of a trajectory."""
 
+import re
+
 import imageio.v3 as iio
 import mujoco
 import numpy as np
@@ -83,3 +85,13 @@ def test_wrong_flags(tmp_path, monkeypatch, capsys, flags, message):
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_formats_that_there_are_none_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["render", "cart-pole", "--formats", "gif"])
+    said = capsys.readouterr().err
+    assert "invalid choice 'gif'" in said
+    assert "None" not in said
+    assert {"mp4", "png", "html", "npz"} <= set(re.findall(r"'(\w+)'", said))
