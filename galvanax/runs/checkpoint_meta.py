@@ -50,6 +50,7 @@ class CheckpointMeta:
       seconds: since the run began.
       host: `Callback.host_state` by callback.
       versions: of the packages.
+      totals: of the metrics that are added up from the run's start, by name.
       averaged: whether there are averaged weights.
       arrays: type and shape of each array, by path.
       permanent: whether it is kept for good.
@@ -69,6 +70,7 @@ class CheckpointMeta:
     seconds: float
     host: dict[str, Any]
     versions: dict[str, str]
+    totals: dict[str, float] = dataclasses.field(default_factory=dict)
     averaged: bool = False
     arrays: dict[str, str] = dataclasses.field(default_factory=dict)
     permanent: bool = False

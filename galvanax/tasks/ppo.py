@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,8 @@ class PPOTask(Task):
       observation_size: filled in by `setup`.
       action_size: filled in by `setup`.
     """
+
+    totals: ClassVar[tuple[str, ...]] = ("env_steps", "episodes")
 
     unroll_length: int = 20
     num_epochs: int = 4
@@ -226,7 +228,7 @@ class PPOTask(Task):
             "episode_return": carry.episode_return,
             "episode_length": carry.episode_length,
             "episodes": ended,
-            "env_steps": (state.step + 1.0) * self.unroll_length * self.environments[2],
+            "env_steps": jnp.float32(self.unroll_length * self.environments[2]),
             "explained_variance": _explained_variance(rollout.value, data.target),
             "bad_environment": _first_bad(rollout, envs.obs, batch["env"]),
         }

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,13 @@ class Task:
     The fields become command-line flags, the run's `config.json` and what `load` rebuilds the model from, so they hold
     plain values (numbers, strings, tuples, dataclasses of those), never arrays. Write `build_model`, `build_optimizer`
     and `loss`; everything else has a default.
+
+    Attributes:
+      totals: names of training metrics that count: each step's value is what it adds, over all examples, and what is
+        logged is the exact sum from the run's start to that step. All others are logged as means.
     """
+
+    totals: ClassVar[tuple[str, ...]] = ()
 
     def setup(self, datamodule: "DataModule") -> Self:
         """Returns the task with the fields that the data decides (shapes, layouts) filled in; called first."""

@@ -1,7 +1,7 @@
-"""Metrics: what a task may return, and means over steps and examples."""
+"""Metrics: what a task may return, means over steps and examples, and totals."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,25 +48,39 @@ def mean(values: list[float]) -> float:
 
 
 class MetricWindow:
-    """Gathers the metrics of steps, and gives their means at every multiple of `log_every`.
+    """Gathers the metrics of steps, and gives their means at every multiple of `log_every`; totals as they are then.
 
     Args:
       log_every: steps in a window.
+      totals: names of the metrics that are added up from the run's start.
 
     Attributes:
       rows: the values since the last multiple, by name; JSON data.
+      sums: the totals so far, by name; likewise.
     """
 
-    def __init__(self, log_every: int):
+    def __init__(self, log_every: int, totals: Iterable[str] = ()):
         self._log_every = log_every
         self.rows: dict[str, list[float]] = {}
+        self.sums = dict.fromkeys(totals, 0.0)
+
+    def count(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The values of the next steps, with what each adds to a total turned into that total.
+
+        Args:
+          values: `(steps,)`, by name.
+        """
+        # In float64, which counts to 2**53: float32 would miss steps from 17 million on.
+        counted = {name: total + np.cumsum(values[name], dtype=np.float64) for name, total in self.sums.items()}
+        self.sums = {name: float(sums[-1]) for name, sums in counted.items()}
+        return values | counted
 
     def add(self, steps: range, values: dict[str, np.ndarray]) -> Iterator[tuple[int, dict[str, float]]]:
         """Yields `(step, means)` for each window that these steps complete.
 
         Args:
           steps: those that have come back.
-          values: `(len(steps),)`, by name.
+          values: `(len(steps),)`, by name, counted.
         """
         done = 0
         while done < len(steps):
@@ -80,5 +94,5 @@ class MetricWindow:
             done = stop
 
     def means(self) -> dict[str, float]:
-        """Of what has been gathered since the last multiple, by name; nothing where that is nothing."""
-        return {name: mean(rows) for name, rows in self.rows.items()}
+        """Of what has been gathered since the last multiple, and totals, by name; nothing where that is nothing."""
+        return {name: rows[-1] if name in self.sums else mean(rows) for name, rows in self.rows.items()}

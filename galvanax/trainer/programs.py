@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from galvanax.callbacks.callback import Callback
-from galvanax.errors import ConfigError
+from galvanax.errors import ConfigError, nearest
 from galvanax.trainer.batch import Spec
 from galvanax.trainer.data_axis import DATA, ROWS, WHOLE, in_mesh, over_data_axis
 from galvanax.trainer.devices import Devices, constrain
@@ -54,11 +54,12 @@ def train_program(
 
     def one_step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         whole = state.replace(params=devices.whole(state.params))
-        new, metrics = _check_step(name, task.train_step(whole, batch, jax.random.fold_in(key, state.step)), size)
+        new, metrics = _check_step(task, task.train_step(whole, batch, jax.random.fold_in(key, state.step)), size)
         new = constrain(_check_same(name, placed, new.replace(step=state.step + 1)), placed)
         slots = {name: callbacks[name].update_slot(slot, new) for name, slot in new.slots.items()}
         new = constrain(_check_same(name, placed, new.replace(slots=slots)), placed)
-        return new, {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
+        reduce = {name: jnp.sum if name in task.totals else jnp.mean for name in metrics}
+        return new, {name: reduce[name](value, dtype=jnp.float32) for name, value in metrics.items()}
 
     with in_mesh(devices.mesh):
         metrics = jax.eval_shape(one_step, state, batch, jax.eval_shape(lambda: jax.random.key(0)))[1]
@@ -197,8 +198,9 @@ def example_program(
     return jax.jit(run, out_shardings=devices.replicated), result, draws
 
 
-def _check_step(name: str, result: Any, rows: int) -> tuple[TrainState, dict[str, Any]]:
+def _check_step(task: "Task", result: Any, rows: int) -> tuple[TrainState, dict[str, Any]]:
     """What `train_step` returned, in the form that the loop reads."""
+    name = type(task).__name__
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], TrainState)):
         raise ConfigError(f"{name}.train_step returned {type(result).__name__}; expected (state, {{name: metric}}).")
     state, metrics = result
@@ -207,6 +209,11 @@ def _check_step(name: str, result: Any, rows: int) -> tuple[TrainState, dict[str
         raise ConfigError(
             f'{name}.train_step returned no metric "loss", in which the Trainer looks for NaN; it returned '
             f"{', '.join(sorted(metrics)) or 'none'}. Return the loss, or another number that shows when a run fails."
+        )
+    if missing := [total for total in task.totals if total not in metrics]:
+        raise ConfigError(
+            f"{name}.totals names {missing[0]!r}; {name}.train_step returned {', '.join(sorted(metrics))}."
+            f"{nearest(missing[0], metrics)}"
         )
     loss = jnp.asarray(metrics["loss"])
     if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):

@@ -122,7 +122,7 @@ class Run:
     def __post_init__(self) -> None:
         self._copy = _copy_program(self.callbacks)
         self._weights = weight_names(self.state)
-        self._window = MetricWindow(self.trainer.log_every)
+        self._window = MetricWindow(self.trainer.log_every, [f"train/{name}" for name in self.task.totals])
         self._hosted = {
             name: callback
             for name, callback in self.callbacks.items()
@@ -253,6 +253,7 @@ class Run:
             seconds=time.monotonic() - self.started,
             host=self._hooks.host_states(),
             versions=config.versions(),
+            totals=dict(self._window.sums),
             averaged=any(name.startswith("weights/") for name in arrays),
         )
         return arrays, meta
@@ -265,6 +266,10 @@ class Run:
         self.feed.position = meta.position
         # A run that ended here has logged and measured what one that goes on does not, or not yet.
         self._window.rows = meta.window if self.step % self.trainer.log_every else {}
+        if unknown := self._window.sums.keys() - meta.totals.keys():
+            names = ", ".join(sorted(unknown))
+            log.warning("counted from step %d on, as the checkpoint has none: %s", self.step, names)
+        self._window.sums = {name: meta.totals.get(name, 0.0) for name in self._window.sums}
         if self.step != self.next_validation(self.step - 1):
             self.validated_at = -1
         if self.step == self.num_steps == meta.num_steps and self.visited == self.step:
@@ -336,7 +341,7 @@ class Run:
         self.settled = False
         steps, futures = self._in_flight.popleft()
         rows, finite = jax.device_get(futures)
-        values = {f"train/{name}": row[: len(steps)] for name, row in rows.items()}
+        values = self._window.count({f"train/{name}": row[: len(steps)] for name, row in rows.items()})
         self.pace.finished(len(steps))
         self._check_finite(steps, values, finite)
         self._hooks.emit("on_train_metrics", self, steps, values)

@@ -231,7 +231,9 @@ def test_what_is_logged(learned):
     assert (watch.column("bad_environment") == -1).all()
     with (trainer.run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["train/env_steps"] for row in rows if row["train/env_steps"]] != []
+    # 64 environments, 8 control steps each: as many as there have been, at each of the steps that are logged.
+    counted = [(int(row["step"]), float(row["train/env_steps"])) for row in rows if row["train/env_steps"]]
+    assert counted == [(step, 64 * 8 * step) for step in range(10, 81, 10)]
     assert {"val/episode_return", "val/episode_length", "val/env/distance"} <= set(rows[0])
     assert result.metrics["val/env/distance"] < 0.2
 
@@ -239,7 +241,7 @@ def test_what_is_logged(learned):
 def test_episodes_are_counted_as_they_end(learned):
     """No more can end than steps allow; nearly all reach the time limit in the end."""
     watch = learned[4]
-    ended, length = watch.column("episodes"), watch.column("episode_length")
+    ended, length = np.diff(watch.column("episodes"), prepend=0), watch.column("episode_length")
     assert (length <= 12).all()
     assert length[-1] > 11.5
     assert ended.sum() >= 80 * 8 * 64 / 12 - 64
