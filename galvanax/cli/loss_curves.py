@@ -1,7 +1,8 @@
-"""A plot of a run's losses."""
+"""A plot of how a run went."""
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -10,30 +11,54 @@ from galvanax.files import describe_os_error, partial_file
 
 log = logging.getLogger("galvanax")
 
+PANELS = {"loss": "Loss", "episode_return": "Episode return"}
+SPLITS = {"train": 1.0, "val": 2.0}  # and their lines' widths
+
+Curve = list[tuple[float, float]]
+
 
 def plot_loss_curves(metrics: Path, path: Path) -> None:
-    """Training and validation loss over the steps, from `metrics.csv` to a PNG; without it, where that is damaged.
+    """Loss, and return of episodes where there are any, over the steps, from `metrics.csv` to a PNG; without it, where
+    that is damaged.
 
     Raises:
       DataError: the PNG can't be written.
     """
     try:
-        rows = read_rows(metrics)
-        curves = {
-            name: [(float(row["step"]), float(row[name])) for row in rows if row.get(name)]
-            for name in ("train/loss", "val/loss")
-        }
+        panels = _curves(read_rows(metrics))
     except (OSError, ValueError) as error:
         reason = describe_os_error(error, metrics) if isinstance(error, OSError) else error
         log.warning("%s can't be read: %s. There is no plot of the losses.", metrics, reason)
         return
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for (name, points), width in zip(curves.items(), (1.0, 2.0), strict=True):
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=width)
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title="Loss")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure = Figure(figsize=(6.4, 3.6 if len(panels) == 1 else 3.0 * len(panels)), layout="constrained")
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, curves) in zip(all_axes, panels.items(), strict=True):
+        _draw(axes, name, curves)
+    all_axes[-1].set_xlabel("step")
     with partial_file(path) as partial:
         figure.savefig(partial, dpi=120)
+
+
+def _curves(rows: list[dict[str, str]]) -> dict[str, dict[str, Curve]]:
+    """By metric, then by split; a loss always."""
+    panels: dict[str, dict[str, Curve]] = {"loss": {}}
+    for name in PANELS:
+        for split in SPLITS:
+            column = f"{split}/{name}"
+            if points := [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]:
+                panels.setdefault(name, {})[split] = points
+    return panels
+
+
+def _draw(axes: Any, name: str, curves: dict[str, Curve]) -> None:
+    for split, points in curves.items():
+        # A dot shows a value that stands alone.
+        marker = "o" if len(points) < 20 else ""
+        axes.plot(*zip(*points, strict=True), marker, linestyle="-", markersize=3, linewidth=SPLITS[split], label=split)
+    values = [value for points in curves.values() for _, value in points]
+    # A logarithm would leave out what is not above 0, as PPO's loss and a likelihood often are.
+    logarithmic = name == "loss" and bool(values) and min(values) > 0
+    axes.set(title=PANELS[name], ylabel=PANELS[name].lower(), yscale="log" if logarithmic else "linear")
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend(frameon=False)
