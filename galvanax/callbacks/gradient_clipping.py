@@ -6,7 +6,7 @@ from typing import Literal
 import optax
 
 from galvanax.callbacks.callback import Callback
-from galvanax.errors import ConfigError
+from galvanax.settings import check_choice, check_ranges
 
 
 @dataclasses.dataclass
@@ -22,10 +22,8 @@ class GradientClipping(Callback):
     by: Literal["norm", "value"] = "norm"
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0:
-            raise ConfigError(f"GradientClipping.threshold={self.threshold!r}: expected a positive number.")
-        if self.by not in ("norm", "value"):
-            raise ConfigError(f'GradientClipping.by={self.by!r}: expected "norm" or "value".')
+        check_ranges(self, threshold="(0, inf]")
+        check_choice(self, "by", ("norm", "value"))
 
     def wrap_optimizer(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         """See `Callback`."""

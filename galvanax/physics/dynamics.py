@@ -97,7 +97,7 @@ class MJXDynamics:
         Raises:
           DataError: the arrays don't fit the model.
         """
-        state = jnp.asarray(states, jnp.float32)[..., -1, :]
+        state = jnp.asarray(states, float)[..., -1, :]
         if state.shape[-1] != self.model.nq + self.model.nv or actions.shape[-1] != self.model.nu:
             raise DataError(
                 f"states have {state.shape[-1]} entries and actions {actions.shape[-1]}; "

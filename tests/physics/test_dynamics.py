@@ -89,3 +89,16 @@ def test_errors(pendulum, pendulum_dynamics):
         MJXDynamics(pendulum, control_dt=0.03)
     with pytest.raises(DataError, match=r"states have 3 entries and actions 1; expected 2 and 1"):
         pendulum_dynamics.init_history(jnp.zeros((1, 3)), jnp.zeros((1, 1)))
+
+
+@pytest.mark.behaviour("reports 23b")
+def test_in_64_bits_rollouts_are_mujocos_to_rounding(pendulum):
+    rng = np.random.default_rng(1)
+    starts, actions = rng.normal(size=(3, 2)), rng.uniform(-2, 2, (3, 20, 1))
+    with jax.enable_x64(True):
+        dynamics = MJXDynamics(pendulum, control_dt=0.04)
+        history = dynamics.init_history(*past(starts))
+        states = np.asarray(jax.jit(dynamics.rollout)(history, jnp.asarray(actions)))
+    expected = mujoco_rollout(pendulum, starts, actions, control_dt=0.04)
+    assert states.dtype == np.float64
+    np.testing.assert_allclose(states, expected[:, 1:], atol=1e-12)

@@ -30,6 +30,7 @@ def changed(**arrays):
     return gx.ArrayDataModule({**line_data().train, **arrays}, batch_size=8)
 
 
+@pytest.mark.behaviour("peers 22", "peers 23", "peers 46")
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -61,6 +62,7 @@ def test_errors_before_compilation(arguments, error, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.behaviour("peers 61")
 def test_settings_that_contradict_themselves():
     with pytest.raises(gx.ConfigError, match=r"Steps\(0\)"):
         gx.Steps(0)
@@ -70,8 +72,11 @@ def test_settings_that_contradict_themselves():
         gx.Checkpoint(monitor="val/loss")
     with pytest.raises(gx.ConfigError, match="decay=1"):
         gx.EMA(1.0)
-    with pytest.raises(gx.ConfigError, match="threshold=-1"):
-        gx.GradientClipping(-1)
+    for threshold in (-1, 0, (1.0, 2.0), "1", float("nan"), True):
+        with pytest.raises(gx.ConfigError, match=r"GradientClipping\.threshold=.*: expected a number in \(0, inf\]"):
+            gx.GradientClipping(threshold)
+    with pytest.raises(gx.ConfigError, match=r"GradientClipping\.by='global'.*norm, value"):
+        gx.GradientClipping(by="global")
 
 
 @pytest.mark.usefixtures("nothing_compiled")
@@ -109,6 +114,7 @@ def reporting(metrics, where):
     return OddTask()
 
 
+@pytest.mark.behaviour("peers 164")
 @pytest.mark.parametrize("where", ["loss", "train_step", "evaluate"])
 @pytest.mark.parametrize(
     ("value", "seen"),
@@ -245,6 +251,7 @@ def test_what_it_leaves_in_variables_lasts():
     assert result.state.variables["count"] == 5 * 8
 
 
+@pytest.mark.behaviour("peers 33")
 @pytest.mark.parametrize("k", [1, 16])
 def test_a_loss_that_is_not_finite_names_step_and_metric(k):
     x = np.ones((400, 1), np.float32)
@@ -315,6 +322,7 @@ def test_methods_that_are_missing():
         gx.Trainer(max_steps=1).predict(LineTask(), data, model=model)
 
 
+@pytest.mark.behaviour("peers 14", "peers 15")
 @pytest.mark.parametrize("bad", [0, -3, 0.5, True, "all"])
 @pytest.mark.parametrize("method", ["validate", "test", "predict"])
 def test_settings_are_checked_where_nothing_is_trained(method, bad):
