@@ -28,6 +28,7 @@ def weights(callbacks, steps=6, learning_rate=0.1, data=None):
     return [recorder.states[step]["kernel"].item() for step in range(1, steps + 1)], result
 
 
+@pytest.mark.behaviour("peers 60")
 @pytest.mark.parametrize("by", ["norm", "value"])
 def test_gradient_clipping(by):
     # With one parameter, both limit the step to lr × threshold.
@@ -37,6 +38,7 @@ def test_gradient_clipping(by):
     assert np.diff(free)[0] > 0.05
 
 
+@pytest.mark.behaviour("peers 60")
 def test_clipping_by_norm_scales_all_entries_together():
     rows = {"x": np.array([[1.0, 10.0, 0.0]] * 8, np.float32), "y": np.array([[100.0, 100.0]] * 8, np.float32)}
     import optax
@@ -61,6 +63,7 @@ def test_clipping_by_norm_scales_all_entries_together():
     np.testing.assert_array_equal(np.asarray(value.state.params["kernel"])[:2], 1)
 
 
+@pytest.mark.behaviour("peers 68")
 def test_ema_is_the_recurrence_it_says():
     raw, result = weights([gx.EMA(0.5)], steps=9)
     # Step 1 mixes the untrained weight in with (1 + 1) / (10 + 1); recover it from the average itself.
@@ -88,6 +91,7 @@ def test_early_evaluation_of_an_average_is_not_of_untrained_weights():
     assert losses["ema"] != losses["raw"]
 
 
+@pytest.mark.behaviour("peers 7")
 def test_early_stopping_waits_for_patience():
     recorder = Recorder()
     stopping = gx.EarlyStopping("val/loss", mode="min", patience=3)
@@ -111,6 +115,7 @@ def test_early_stopping_counts_only_improvements_beyond_min_delta():
     assert 1 < epochs(mode="min", patience=1, threshold=2.0) < 30
 
 
+@pytest.mark.behaviour("peers 26", "peers 93")
 def test_csv_has_every_metric_on_its_step(tmp_path):
     recorder = Recorder()
     trainer = gx.Trainer(
@@ -186,3 +191,26 @@ def test_a_callback_of_ones_own():
 
     raw, result = weights([Peak()], steps=5, learning_rate=0.8)
     assert result.state.slots["Peak"].item() == max(raw)
+
+
+@pytest.mark.behaviour("peers 71", "peers 70")
+def test_an_average_of_ones_own_over_chosen_steps():
+    """Stochastic weight averaging in a slot: the mean of the weights of steps 4, 6 and 8, which evaluation uses."""
+
+    class MeanOf(gx.Callback):
+        def init_slot(self, params):
+            return {"count": jnp.int32(0), "mean": params}
+
+        def update_slot(self, slot, state):
+            chosen = (state.step >= 4) & (state.step % 2 == 0)
+            count = slot["count"] + chosen
+            share = jnp.where(chosen, 1 / jnp.maximum(count, 1), 0)
+            mean = {name: slot["mean"][name] + share * (new - slot["mean"][name]) for name, new in state.params.items()}
+            return {"count": count, "mean": mean}
+
+        def eval_params(self, slot):
+            return slot["mean"]
+
+    raw, result = weights([MeanOf()], steps=8)
+    assert result.model.kernel[...].item() == pytest.approx(np.mean([raw[3], raw[5], raw[7]]), rel=1e-6)
+    assert result.state.params["kernel"].item() == raw[7]

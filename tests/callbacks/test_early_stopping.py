@@ -41,6 +41,7 @@ def epochs(values, monitor="val/score", val=True, **settings):
     return int(result.state.step) // 8, result.stop_reason
 
 
+@pytest.mark.behaviour("peers 1", "reports 26")
 @pytest.mark.parametrize(
     ("values", "patience", "expected"),
     [  # Lightning's test_early_stopping_patience
@@ -56,6 +57,7 @@ def test_patience(values, patience, expected):
     assert epochs([-value for value in values], mode="max", patience=patience)[0] == expected
 
 
+@pytest.mark.behaviour("peers 2", "peers 3")
 def test_thresholds():
     """Lightning's test_early_stopping_thresholds."""
     values = (9, 8, 7, 6, 5, 6, 4, 3, 2, 1)
@@ -66,6 +68,7 @@ def test_thresholds():
     assert epochs((9, 5, 1, 0.5), mode="max", patience=99, divergence_threshold=2.0)[0] == 3
 
 
+@pytest.mark.behaviour("peers 4")
 @pytest.mark.parametrize("value", [nan, inf, -inf])
 def test_what_is_not_finite(value):
     ended, reason = epochs((5, 4, value, 3, 2), mode="min", patience=99)
@@ -76,6 +79,7 @@ def test_what_is_not_finite(value):
         assert epochs((5, value, value, 3, 2), mode="min", patience=2, check_finite=False)[0] == 3
 
 
+@pytest.mark.behaviour("peers 5", "reports 1")
 @pytest.mark.parametrize("val", [True, False])
 def test_a_training_metric(val):
     """With validation data and without: a row of the log is what a validation is else."""
@@ -86,6 +90,7 @@ def test_a_training_metric(val):
     assert epochs((3, 2, 1), monitor="train/score", val=val, mode="min", patience=1) == (3, None)
 
 
+@pytest.mark.behaviour("peers 45", "reports 1")
 @pytest.mark.parametrize("val", [True, False])
 def test_checkpoints_by_a_training_metric(tmp_path, val):
     data = line_data() if val else gx.ArrayDataModule(train=line_data().train, batch_size=8)
@@ -94,3 +99,46 @@ def test_checkpoints_by_a_training_metric(tmp_path, val):
     result = trainer.fit(Scripted(values=(5.0, 2.0, nan, 1.0, 4.0)), data)
     assert result.best_checkpoint.name == "32"
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [16, 32, 40]
+
+
+@pytest.mark.behaviour("peers 6")
+def test_settings_that_make_no_sense():
+    with pytest.raises(gx.ConfigError, match=r"EarlyStopping.*mode='lowest'.*min.*max"):
+        gx.EarlyStopping("val/loss", "lowest")
+    with pytest.raises(gx.ConfigError, match="patience=-1"):
+        gx.EarlyStopping("val/loss", "min", patience=-1)
+
+
+@pytest.mark.behaviour("peers 8")
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_first_that_is_satisfied_ends_the_run(first):
+    callbacks = [
+        gx.EarlyStopping("val/score", "min", patience=3),
+        gx.EarlyStopping("val/score", "max", patience=99, threshold=6.5),
+    ]
+    trainer = gx.Trainer(max_epochs=6, callbacks=callbacks[::-1] if first else callbacks)
+    values = (6.0, 6.0, 7.0, 6.0, 6.0, 6.0)
+    result = trainer.fit(Scripted(values=values), line_data())
+    assert int(result.state.step) == 3 * 8
+    assert result.stop_reason == "val/score is 7, as good as the threshold 6.5"
+
+
+@pytest.mark.behaviour("peers 9", "peers 10", "peers 166")
+def test_each_of_two_keeps_its_own_state(tmp_path):
+    """In a run that goes on with them in another order: an infinite best, and how long each has waited."""
+    values = (4.0, -inf, 4.0, 3.0, 2.0, 1.0)
+    looks = {"mode": "min", "patience": 3, "check_finite": False}
+
+    def fit(epochs, *names, resume=None):
+        callbacks = [gx.EarlyStopping(f"val/{name}", **looks) for name in names]
+        trainer = gx.Trainer(max_epochs=epochs, run_dir=tmp_path, callbacks=callbacks)
+        result = trainer.fit(Scripted(values=values), line_data(), resume=resume)
+        return result, {callback.monitor: callback.host_state() for callback in callbacks}
+
+    _, states = fit(3, "score", "loss")
+    assert states["val/score"] == {"best": -inf, "waited": 1, "reason": None}
+    assert states["val/loss"] == {"best": 0.0, "waited": 2, "reason": None}
+    result, states = fit(6, "loss", "score", resume="last")
+    assert int(result.state.step) == 4 * 8
+    assert result.stop_reason == "val/loss has not improved on 0 in 3 validations"
+    assert states["val/score"] == {"best": -inf, "waited": 2, "reason": None}

@@ -31,6 +31,7 @@ class Jump(LineTask):
         return state.replace(params=params), {"loss": jnp.float32(0)}
 
 
+@pytest.mark.behaviour("reports 14")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_average_moves(tmp_path, dtype):
     """By a thousandth of half a unit a step: less than 16 bits tell apart. Against the recurrence in float64."""

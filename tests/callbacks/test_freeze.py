@@ -39,6 +39,7 @@ class DecayTask(NetTask):
         return optax.adamw(1e-2, weight_decay=0.1)
 
 
+@pytest.mark.behaviour("peers 79")
 @pytest.mark.parametrize(
     "callbacks",
     [
@@ -62,6 +63,7 @@ def test_frozen_parameters_keep_their_bits_and_the_others_move(callbacks):
             assert (np.asarray(value) != np.asarray(begin[name])).any(), name
 
 
+@pytest.mark.behaviour("peers 144")
 def test_the_optimizer_has_no_moments_for_them():
     result, _ = train(gx.Freeze(("first/*",)))
     paths = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(result.state.opt_state)}

@@ -43,6 +43,7 @@ def large():
     return train(SMALL * TIMES, 30)
 
 
+@pytest.mark.behaviour("peers 62", "peers 64")
 def test_is_a_step_on_a_larger_batch(large):
     """Of the same rows, under a schedule that ends where the run does: parameters and Adam's state."""
     small = train(SMALL, 30 * TIMES, gx.GradientAccumulation(TIMES))
@@ -56,6 +57,7 @@ def test_one_step_changes_no_bit(large):
     assert_same_state(one.params, large.params)
 
 
+@pytest.mark.behaviour("peers 63")
 def test_leftover_gradients_are_dropped():
     states = [train(SMALL, steps, gx.GradientAccumulation(TIMES)) for steps in (2 * TIMES, 3 * TIMES - 1)]
     assert [int(state.opt_state.mini_step) for state in states] == [0, TIMES - 1]
@@ -70,6 +72,7 @@ def test_the_weights_move_at_every_fourth_step():
     assert moved == [4, 8, 12]
 
 
+@pytest.mark.behaviour("peers 64", "reports 5")
 @pytest.mark.parametrize("times", [1, 3, 1000])
 def test_schedules_are_as_long_as_there_are_updates(times):
     """Also where there is none: fast_dev_run takes one step."""
@@ -149,6 +152,7 @@ class Crash(gx.Callback):
         raise RuntimeError("crash")
 
 
+@pytest.mark.behaviour("peers 66")
 @pytest.mark.parametrize("saved", [13, 14, 15])
 def test_resumes_between_two_updates(tmp_path, saved):
     """Bit for bit, whatever the number of steps in a dispatch."""

@@ -501,6 +501,7 @@ def wider(tmp_path_factory):
     return folder, fit_wider(folder)
 
 
+@pytest.mark.behaviour("peers 153")
 def test_a_metric_that_a_callback_adds(wider, whole):
     with (wider[0] / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -512,6 +513,7 @@ def test_a_metric_that_a_callback_adds(wider, whole):
     assert [*rows[0]] == [*plain[0], "a,late\none", "val/steps"]
 
 
+@pytest.mark.behaviour("peers 93", "peers 153", "reports 26")
 @pytest.mark.parametrize("at", [17, 26])
 def test_such_a_run_goes_on(wider, tmp_path, at):
     with pytest.raises(KeyboardInterrupt):

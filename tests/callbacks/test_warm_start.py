@@ -148,6 +148,7 @@ def test_a_wider_head_is_left_out_and_the_list_says_so(plain, capsys):
     assert "layers/1/kernel: float32[16, 5] here, float32[16, 2] in the source" in out
 
 
+@pytest.mark.behaviour("peers 143")
 def test_patterns_choose(source):
     folder, result = source
     fresh = start(NetTask()).state

@@ -5,8 +5,10 @@ import csv
 import mujoco
 import numpy as np
 import pytest
+import tyro
 
 from galvanax.cli.main import main
+from galvanax.cli.simulate import SimulateCommand
 from galvanax.physics import load_model
 
 
@@ -79,3 +81,14 @@ def test_wrong_flags(tmp_path, monkeypatch, capsys, flags, message):
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.behaviour("reports 35")
+@pytest.mark.parametrize(
+    "values", ["-1 1", "-0.5 0.5", "-5e-1 5e-1", "-1e-3 1e-3", "-.5 .5", "-1E-3 -1e-4", "-inf inf"]
+)
+def test_negative_numbers_are_no_flags(values):
+    flags = ["pendulum", "--output", "logs", "--velocity-range", *values.split(), "--seed", "3"]
+    command = tyro.cli(SimulateCommand, args=flags)
+    assert command.velocity_range == tuple(map(float, values.split()))
+    assert command.seed == 3

@@ -224,6 +224,7 @@ def independent_reading(raw):
     return columns if (periods > 0).all() and (abs(periods / np.median(periods) - 1) <= 0.1).all() else None
 
 
+@pytest.mark.behaviour("reports 11")
 def test_a_thousand_damaged_files(tmp_path):
     """Each is refused with the file's name (and the line, if one is to blame), or read as another reader reads it."""
     counts = {mutation.__name__: [0, 0] for mutation in MUTATIONS}

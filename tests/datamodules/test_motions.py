@@ -89,6 +89,7 @@ def in_order(windows):
     return {name: values[order] for name, values in windows.items()}
 
 
+@pytest.mark.behaviour("reports 32")
 @pytest.mark.parametrize(("stride", "horizon"), [(1, 5), (3, 5), (50, 1), (1, 14)])
 def test_windows_are_slices(tmp_path, stride, horizon):
     arrays = motions()
@@ -121,6 +122,7 @@ def test_an_epoch_has_every_window_once_in_a_new_order(tmp_path):
     assert not np.array_equal(epochs[0][:7], module.train_dataset(seed=4)[0]["states"][:, 0, 0])
 
 
+@pytest.mark.behaviour("reports 32")
 def test_split_by_trajectory_does_not_leak(tmp_path):
     """Two sources of two files and one: each is split on its own."""
     for name, count, first in (("a/0", 8, 0), ("a/1", 12, 8), ("b/0", 10, 20)):
@@ -245,6 +247,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert of_files > 0.5 * size  # so it was the file that was read
 
 
+@pytest.mark.behaviour("reports 32")
 def test_statistics_are_streamed_and_of_training_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(npz_table, "CHUNK_BYTES", 500)
     arrays = motions()

@@ -86,6 +86,7 @@ def with_cell(line, column, cell):
     return "\n".join(map(",".join, lines))
 
 
+@pytest.mark.behaviour("reports 11")
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -110,6 +110,7 @@ def walks():
     return keys, actions, start, states
 
 
+@pytest.mark.behaviour("peers 129", "reports 25")
 def test_it_is_a_plain_loop_over_one_environment(walks):
     keys, actions, _, states = walks
     found = host(states)
@@ -131,6 +132,7 @@ def test_both_kinds_of_end_happen_and_are_told_apart(walks):
     assert steps.max() == LIMIT
 
 
+@pytest.mark.behaviour("reports 25")
 def test_the_last_observation_is_kept(walks):
     """`final_observation` is what the step led to; `obs` is what the policy sees next, in a new episode if need be."""
     found = host(walks[3])
@@ -142,6 +144,7 @@ def test_the_last_observation_is_kept(walks):
     np.testing.assert_allclose(found["reward"], 1 - found["final_observation"][..., 0] ** 2, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.behaviour("peers 129", "reports 25")
 def test_no_start_is_ever_seen_twice(walks):
     _, _, start, states = walks
     found = host(states)
@@ -188,6 +191,7 @@ def test_no_environment_feels_the_others(walks):
         np.testing.assert_allclose(array[:, 0], one[name], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.behaviour("peers 129", "peers 130")
 def test_all_may_end_at_once():
     """The time limit of 1: every environment is reset in every step."""
     _, states = unroll(AutoReset(Walk(), 1), keys_of(ENVS), actions_of(ENVS))
@@ -289,6 +293,7 @@ class Limited(Walk):
         return after.replace(done=jnp.maximum(after.done, cut_off), info=info)
 
 
+@pytest.mark.behaviour("reports 6", "reports 18")
 @pytest.mark.parametrize("limit", [1000, LIMIT])
 @pytest.mark.parametrize(("kind", "at_reset"), [(jnp.float32, True), (bool, True), (jnp.int32, False)])
 def test_an_environment_that_cuts_itself_off(walks, kind, at_reset, limit):
@@ -394,6 +399,7 @@ def test_ours_runs_brax_inverted_pendulum():
     np.testing.assert_array_equal(found["episode_return"][:, 0], [1, 2, 3, 1, 2, 3, 1])
 
 
+@pytest.mark.behaviour("peers 133")
 def test_ours_runs_playground():
     pytest.importorskip("mujoco_playground")
     found = run_theirs(load("playground:CartpoleBalance"), 0.1)

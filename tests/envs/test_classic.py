@@ -59,6 +59,7 @@ def test_sizes(systems, name):
     assert (env.action_size, env.observation_size) == SIZES[name]
 
 
+@pytest.mark.behaviour("peers 132")
 @pytest.mark.parametrize("name", SIZES)
 def test_a_step_beside_mujoco(systems, name):
     """From random states under random, also too large, actions: the state, and its observation by hand."""

@@ -69,6 +69,7 @@ def test_layout(this):
     assert starts[-1] == SIZES[this.name]
 
 
+@pytest.mark.behaviour("reports 28")
 @pytest.mark.parametrize(
     "part", ["lin_vel", "ang_vel", "gravity", "command", "joint_pos", "joint_vel", "last_action", "phase"]
 )

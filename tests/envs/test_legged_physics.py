@@ -24,6 +24,7 @@ from galvanax.physics.quiet_mjx import mjx
 STATES = 200
 
 
+@pytest.mark.behaviour("peers 160")
 @pytest.mark.parametrize("name", ROBOTS)
 def test_a_step_is_a_plain_loop(name):
     """PD torques anew in each timestep, clipped: as C MuJoCo under numpy's PD, with gentle and wild actions."""
@@ -80,6 +81,7 @@ def test_an_action_moves_its_own_joint():
         assert data.ctrl[index, motor] > 0.5
 
 
+@pytest.mark.behaviour("peers 160")
 @pytest.mark.parametrize("name", ROBOTS)
 def test_standing(name):
     """From the keyframe, with action zero: as in C MuJoCo. Go2 sags and stands; humanoids tip over slowly (0.5 s)."""

@@ -159,6 +159,7 @@ def test_only_what_differs_is_carried(go2, settings, leaves):
     assert refreshes == ("body_invweight0" in leaves)
 
 
+@pytest.mark.behaviour("reports 27")
 def test_derived_constants_come_along(go2, many):
     def fresh(draw):
         inputs = {name: draw.model[name] for name in ("body_mass", "body_inertia", "body_ipos", "dof_armature")}
@@ -189,6 +190,7 @@ def test_geoms_that_collide_without_pairs():
     np.testing.assert_allclose(leaves["geom_friction"], expected, rtol=1e-6)
 
 
+@pytest.mark.behaviour("reports 27")
 def test_a_randomised_model_steps_as_mujocos():
     """MuJoCo's own model with the same masses, centres of mass, armatures and friction, over 0.3 s in contact."""
     reference = mujoco.MjModel.from_xml_string(BALL)

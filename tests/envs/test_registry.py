@@ -25,6 +25,7 @@ def test_names():
     assert {"go2", "g1", "h1", "h1_2"} <= set(gx.envs.list())
 
 
+@pytest.mark.behaviour("peers 132")
 def test_every_environment_loads():
     for name in gx.envs.list():
         env = gx.envs.load(name)
@@ -35,6 +36,7 @@ def test_every_environment_loads():
         assert env.n_substeps * env.sim_dt == pytest.approx(env.dt)
 
 
+@pytest.mark.behaviour("peers 131")
 def test_register():
     gx.envs.register("slow-pendulum", lambda: Pendulum(control_dt=0.08))
     try:
@@ -61,6 +63,7 @@ def test_a_users_object_needs_no_dataclass():
         del registry._BUILDERS["mine"]
 
 
+@pytest.mark.behaviour("peers 131")
 def test_overrides():
     """Fields, fields of fields, entries of dicts; the rest stays."""
     plain = gx.envs.load("g1")

@@ -67,6 +67,7 @@ def columns(envs, steps, count=2):
     return {name: np.array([np.ravel(row[name])[0] for row in rows]) for name in rows[0]}
 
 
+@pytest.mark.behaviour("reports 6c")
 def test_the_usual_call_of_brax(caplog):
     """`brax.envs.create` wraps twice, three times with a batch size."""
     with caplog.at_level(logging.WARNING, "galvanax"):
@@ -95,6 +96,7 @@ def test_playgrounds_wrappers():
     assert unwrap(wrap(Count(), episode_length=7, full_reset=True)) == (Count(), 7)
 
 
+@pytest.mark.behaviour("peers 126")
 def test_an_action_is_held():
     """Three steps for each action; 7 are over after the third action, and the seventh is the last of whole thirds."""
     env, limit = unwrap(brax_wrappers.EpisodeWrapper(Count(), 7, 3))
@@ -181,6 +183,7 @@ def test_whose_time_limit():
     dataclasses.replace(judged, episode_length=40).setup()
 
 
+@pytest.mark.behaviour("reports 6c")
 def test_ppo_learns_from_the_usual_call_of_brax():
     """To the time limit that it was given."""
     data = gx.EnvironmentDataModule(brax_envs.create("fast", episode_length=6), num_envs=8, num_eval_episodes=2)

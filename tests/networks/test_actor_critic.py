@@ -35,6 +35,7 @@ def figures(normalizer):
     return count, np.asarray(normalizer.mean[...]), np.asarray(normalizer.squares[...]) / count
 
 
+@pytest.mark.behaviour("peers 110", "peers 120", "reports 7")
 @pytest.mark.parametrize(
     ("mean", "deviation", "tolerance"),
     [
@@ -66,6 +67,7 @@ def test_leading_axes_are_all_data():
         np.testing.assert_array_equal(fed([rows.reshape(shape)]).mean[...], fed([rows]).mean[...])
 
 
+@pytest.mark.behaviour("reports 34")
 def test_a_long_run_does_not_lose_its_way():
     """2000 equal batches leave the statistics where one leaves them."""
     part = np.random.default_rng(1).normal(100.0, 3.0, size=(4096, 2)).astype(np.float32)
@@ -84,6 +86,7 @@ def test_a_long_run_does_not_lose_its_way():
     np.testing.assert_allclose(variance, part.var(0, dtype=np.float64), rtol=1e-3)
 
 
+@pytest.mark.behaviour("peers 117")
 def test_brax_finds_the_same_statistics():
     parts = batches([1.0, -4.0, 0.5], [1.0, 3.0, 0.2])
     state = running_statistics.init_state(jax.ShapeDtypeStruct((3,), jnp.float32))
@@ -94,6 +97,7 @@ def test_brax_finds_the_same_statistics():
     np.testing.assert_allclose(np.sqrt(variance), state.std, rtol=1e-4)
 
 
+@pytest.mark.behaviour("peers 110", "peers 117")
 def test_normalising_and_clipping():
     normalizer = RunningNormalizer(2, limit=5.0)
     values = jnp.array([[1.0, -2.0], [40.0, -7.0]])
@@ -106,6 +110,7 @@ def test_normalising_and_clipping():
     np.testing.assert_array_equal(normalizer(jnp.array([[1e9, -1e9]])), [[5, -5]])
 
 
+@pytest.mark.behaviour("reports 7")
 def test_what_never_varied_does_not_explode():
     normalizer = fed([np.full((10, 2), [3.0, 0.0], np.float32)] * 3)
     np.testing.assert_array_equal(normalizer(jnp.array([[3.0, 0.0]])), [[0, 0]])
@@ -141,6 +146,7 @@ def actor_critic(size=4, **settings):
     return ActorCritic(size, 2, **(defaults | settings))
 
 
+@pytest.mark.behaviour("peers 122")
 def test_a_privileged_critic():
     """The policy sees `state` alone, the value function `privileged_state` alone, each normalised by its own."""
     model = actor_critic({"state": 4, "privileged_state": 6})
@@ -186,6 +192,7 @@ def test_networks_get_normalised_observations():
     plain.update_statistics(jnp.asarray(rows))  # nothing to do
 
 
+@pytest.mark.behaviour("peers 110")
 def test_acting_and_judging_leave_the_statistics_alone():
     """Only `update_statistics` moves them, so evaluation is of a frozen normaliser."""
     definition = ModelDef(lambda rngs: actor_critic(rngs=rngs))
@@ -242,6 +249,7 @@ def test_the_two_distributions():
     np.testing.assert_allclose(policy.sample(jnp.ones((6, 2))), policy.loc + 0.3, rtol=1e-5)
 
 
+@pytest.mark.behaviour("peers 108")
 @pytest.mark.parametrize("log_std", [-200.0, -15.0, -13.0, 0.3])
 def test_a_deviation_has_a_floor(log_std):
     """1e-6: what is above stays as it is, and no density is NaN; against scipy's."""
@@ -266,6 +274,7 @@ def test_a_deviation_has_a_floor(log_std):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(likelihood)(params)))
 
 
+@pytest.mark.behaviour("peers 108")
 def test_what_it_does_not_know():
     for initial_std in (0, -1.0, 1e-7, float("nan"), float("inf")):
         with pytest.raises(gx.ConfigError, match=rf"initial_std={initial_std}: expected a standard deviation of at l"):
@@ -276,3 +285,11 @@ def test_what_it_does_not_know():
         actor_critic(distribution="beta")
     with pytest.raises(gx.ConfigError, match=r"did you mean 'swish'"):
         actor_critic(activation="swich")
+
+
+@pytest.mark.behaviour("peers 118")
+def test_observations_of_another_size_are_refused():
+    normalizer = RunningNormalizer(3)
+    for use in (normalizer, normalizer.update):
+        with pytest.raises((TypeError, ValueError), match=r"[Ii]ncompatible shapes"):
+            use(jnp.ones((5, 4)))

@@ -21,6 +21,7 @@ def test_whitens_and_comes_back():
     np.testing.assert_allclose(normalizer.denormalize(white), data, rtol=1e-5)
 
 
+@pytest.mark.behaviour("reports 32")
 @pytest.mark.parametrize("rounding", [0.0, 1e-5])
 def test_constant_dimension_neither_divides_by_zero_nor_explodes(rounding):
     normalizer = Normalizer(2)

@@ -62,6 +62,7 @@ def load(name):
     return mujoco.MjModel.from_xml_string(ODD) if name == "odd" else load_model(name)
 
 
+@pytest.mark.behaviour("reports 27")
 @pytest.mark.parametrize("name", ["go2", "g1", "cart-pole", "double-cart-pole", "odd"])
 def test_constants_are_mujocos(name):
     model = mjx.put_model(load(name))

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+import pytest
 
 from galvanax.physics import StateLayout, integrate_positions, semi_implicit_euler
 
@@ -14,6 +15,7 @@ def random_positions(model, seed):
     return qpos, rng.normal(size=model.nv), rng.normal(size=model.nv)
 
 
+@pytest.mark.behaviour("reports 15")
 def test_positions_move_as_in_mujoco(mixed):
     layout = StateLayout.from_model(mixed)
     cases = [random_positions(mixed, seed) for seed in range(4)]
@@ -35,6 +37,7 @@ def test_positions_move_with_the_new_velocity(mixed):
     np.testing.assert_allclose(state, np.concatenate([expected, qvel + 0.1 * acceleration]), atol=2e-6)
 
 
+@pytest.mark.behaviour("reports 15")
 def test_gradient_at_rest(mixed):
     """A turning rate ω moves an upright quaternion by (0, ω dt / 2): at rest, too, the gradient must say so."""
     layout = StateLayout.from_model(mixed)

@@ -47,6 +47,7 @@ def test_features(mixed):
     np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
+@pytest.mark.behaviour("reports 22")
 def test_features_of_equal_states_are_equal(mixed):
     layout = StateLayout.from_model(mixed)
     state = random_state(mixed, 1)
@@ -67,6 +68,7 @@ def test_hinges_can_be_plain_coordinates(mixed):
     assert abs(float(layout.difference(turned, state)[9]) - 2 * np.pi) < 1e-5
 
 
+@pytest.mark.behaviour("reports 15")
 @pytest.mark.parametrize("seed", range(4))
 def test_difference_is_mujocos(mixed, seed):
     layout = StateLayout.from_model(mixed)

@@ -80,6 +80,7 @@ def simulate(model, state, controls, substeps=4):
     return np.concatenate([data.qpos, data.qvel])
 
 
+@pytest.mark.behaviour("reports 23")
 def test_motors_get_torques_by_name(arm):
     model = arm.mj_model
     assert (arm.state_dim, arm.action_dim, arm.substeps) == (19, 2, 4)
@@ -104,6 +105,7 @@ def test_motors_get_torques_by_name(arm):
         np.testing.assert_allclose(step(jnp.asarray(state), jnp.asarray(action)), expected, atol=2e-4)
 
 
+@pytest.mark.behaviour("reports 23")
 def test_servos_get_targets_by_name():
     model = mujoco.MjModel.from_xml_string(SERVOS)
     system = MJXSystem(model, 0.02, targets=JointTargets(("shoulder", "elbow"), (0.5, -0.3), 0.5))
@@ -124,6 +126,7 @@ def test_limits_of_joint_targets(arm):
     assert np.isinf(free.action_limits).all()
 
 
+@pytest.mark.behaviour("reports 23")
 def test_actions_span_control_ranges():
     """With an activation in the state, and a control that has no range."""
     xml = """
@@ -234,6 +237,7 @@ def test_pendulum():
         np.testing.assert_allclose(pushed.step(jnp.zeros(2), jnp.array([action]))[1], torque / 0.5 * 1e-3, rtol=1e-3)
 
 
+@pytest.mark.behaviour("reports 23")
 def test_errors(arm):
     model = arm.mj_model
     cases = [

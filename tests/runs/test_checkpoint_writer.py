@@ -28,6 +28,7 @@ def entry(step, loss=None, permanent=False, monitor=LOSS):
     return Entry(step, {} if loss is None else {"val/loss": loss}, permanent, monitor)
 
 
+@pytest.mark.behaviour("peers 36", "peers 44")
 def test_retained():
     entries = [entry(1, 3.0), entry(2, 1.0), entry(3, 1.0), entry(4), entry(5, 9.0, permanent=True), entry(6, 5.0)]
     assert retained(entries, LOSS, keep_last=1, keep_best=0) == {5, 6}
@@ -37,6 +38,7 @@ def test_retained():
     assert retained(entries, None, keep_last=1, keep_best=2) == {5, 6}
 
 
+@pytest.mark.behaviour("peers 37", "peers 38", "reports 13")
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_best_is_among_the_finite(bad, mode):
@@ -88,6 +90,7 @@ def test_a_slow_disk_ends_with_the_same_checkpoints(tmp_path, monkeypatch, slow)
     assert written == sorted(written)
 
 
+@pytest.mark.behaviour("peers 50")
 def test_only_what_would_be_kept_counts_as_best(tmp_path):
     folder = CheckpointFolder(tmp_path)
     folder.prepare(0)

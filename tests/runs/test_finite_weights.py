@@ -40,6 +40,7 @@ def saved(folder):
     return sorted(int(path.name) for path in Path(folder, "checkpoints").iterdir() if path.name.isdigit())
 
 
+@pytest.mark.behaviour("reports 2")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("every", [1, 5])
 def test_the_last_good_one_stands(tmp_path, value, every):
@@ -61,6 +62,7 @@ def test_at_the_very_last_step(tmp_path, folder, k):
         assert saved(tmp_path) == [15]
 
 
+@pytest.mark.behaviour("reports 2")
 def test_a_gradient_that_is_nan_while_the_loss_is_finite(tmp_path):
     """The step is named by the gradients' norm; the checkpoint of the step before stands."""
 

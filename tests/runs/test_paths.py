@@ -28,6 +28,7 @@ def fit(folder, steps=8, **arguments):
     return gx.Trainer(max_steps=steps, run_dir=folder).fit(LineTask(), line_data(), **arguments)
 
 
+@pytest.mark.behaviour("reports 4")
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_names(tmp_path, name):
     result = fit(tmp_path / name)
@@ -36,6 +37,7 @@ def test_odd_names(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.behaviour("reports 4", "reports 29")
 def test_everything_that_reads_a_run_in_brackets(tmp_path):
     folder = tmp_path / "sweep[1]" / "hidden=[64,64]"
     whole = fit(tmp_path / "plain", 12)
@@ -50,6 +52,7 @@ def test_everything_that_reads_a_run_in_brackets(tmp_path):
     main(["export", str(folder), "--output", str(tmp_path / "w[2].safetensors")])
 
 
+@pytest.mark.behaviour("reports 4")
 @pytest.mark.parametrize("place", ["a\\b", "a\\b/run"])
 def test_a_backslash_is_refused_before_training(tmp_path, place):
     with pytest.raises(gx.ConfigError, match=r"has a backslash.*expected such as '.*a-b"):
@@ -57,6 +60,7 @@ def test_a_backslash_is_refused_before_training(tmp_path, place):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.behaviour("reports 4d")
 def test_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -70,6 +74,7 @@ def test_home(tmp_path, monkeypatch):
     assert not (tmp_path / "~").exists()
 
 
+@pytest.mark.behaviour("peers 52", "peers 152")
 def test_a_branch_keeps_what_comes_later(tmp_path):
     saving = gx.Checkpoint(every=gx.Steps(10), keep_last=None, keep_every=gx.Steps(20))
     data = line_data()
@@ -105,6 +110,7 @@ def test_a_folder_with_checkpoints_alone_is_not_free(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
 
 
+@pytest.mark.behaviour("peers 49")
 def test_weights_are_kept_without_being_asked(tmp_path):
     result = fit(tmp_path / "run")
     assert result.best_checkpoint == tmp_path / "run" / "checkpoints" / "8"
@@ -118,6 +124,7 @@ def test_weights_are_kept_without_being_asked(tmp_path):
         )
 
 
+@pytest.mark.behaviour("peers 48", "peers 49")
 def test_without_validation_a_checkpoint_every_ten_minutes(tmp_path, monkeypatch):
     """Else a kill would lose all."""
     import galvanax.runs.checkpoint as module
@@ -144,6 +151,7 @@ def test_without_validation_a_checkpoint_every_ten_minutes(tmp_path, monkeypatch
     assert saved == [7, 14, 20]
 
 
+@pytest.mark.behaviour("peers 39", "peers 47")
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -159,6 +167,7 @@ def test_intervals_that_are_none(make, words):
         make()
 
 
+@pytest.mark.behaviour("peers 20")
 @pytest.mark.parametrize("value", [2, None, 0.5, gx.Minutes(1)])
 def test_validation_intervals_that_are_none(tmp_path, value):
     with pytest.raises(gx.ConfigError, match=r"Trainer.val_every=.*expected gx.Steps.*gx.Epochs"):

@@ -55,6 +55,7 @@ class SteadyTask(NetTask):
         return optax.sgd(self.learning_rate)
 
 
+@pytest.mark.behaviour("peers 10", "peers 99", "peers 135")
 def test_callbacks_of_a_class_keep_their_state_whatever_their_order(tmp_path):
     averages = [gx.EMA(0.5), gx.EMA(0.99)]
     scales = [Scale(1.0), Scale(2.0)]
@@ -68,6 +69,7 @@ def test_callbacks_of_a_class_keep_their_state_whatever_their_order(tmp_path):
     assert [scale.sum for scale in turned] == [40.0, 20.0]
 
 
+@pytest.mark.behaviour("peers 85", "peers 98")
 def test_classes_of_one_name(tmp_path):
     """Both run, and each keeps its own state."""
     mine, theirs = Scale(2.0), dataclasses.make_dataclass("Scale", [], bases=(Scale,), frozen=False)(5.0)
@@ -106,6 +108,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.behaviour("peers 56", "peers 81")
 @pytest.mark.parametrize("kind", WRAPPERS)
 @pytest.mark.parametrize("added", [True, False])
 def test_added_and_removed(tmp_path, caplog, kind, added):
@@ -152,6 +155,7 @@ def test_another_optimizer(tmp_path, caplog):
     assert "not taken over" in warned(caplog)
 
 
+@pytest.mark.behaviour("peers 56", "peers 161")
 def test_what_changed_is_named(tmp_path, caplog):
     fit(tmp_path, gx.EMA(0.9), gx.GradientClipping(1.0))
     with caplog.at_level(logging.WARNING, "galvanax"):
@@ -207,6 +211,7 @@ def kept(folder):
 nan, inf = float("nan"), float("inf")
 
 
+@pytest.mark.behaviour("peers 37", "peers 38", "peers 128", "reports 13")
 @pytest.mark.parametrize(
     ("mode", "values", "best", "keep"),
     [
@@ -226,6 +231,7 @@ def test_the_best_is_among_the_finite(tmp_path, mode, values, best, keep):
         json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.behaviour("peers 149")
 def test_another_monitor_ranks_by_its_own_metric(tmp_path, caplog):
     values = (5.0, 4.0, 3.0, 2.0, 1.0)
     scripted(tmp_path, 2, values, "val/step", "max")
@@ -239,6 +245,7 @@ def test_another_monitor_ranks_by_its_own_metric(tmp_path, caplog):
     assert best_epoch(scripted(folder, 5, (0.5, 4.0, 3.0, 2.0, 1.0), "val/score", "min", resume="last")) == 1
 
 
+@pytest.mark.behaviour("peers 150")
 def test_a_mode_that_was_a_slip(tmp_path):
     values = (1.0, 2.0, 3.0, 4.0, 5.0)
     scripted(tmp_path, 2, values, "val/score", "min", keep_last=None)
@@ -251,6 +258,7 @@ def stopping(folder, epochs, resume=None, patience=2):
     return trainer.fit(LineTask(0.0), line_data(), resume=resume)
 
 
+@pytest.mark.behaviour("peers 151")
 def test_a_stopped_run_goes_on_when_it_is_asked_to(tmp_path, caplog):
     assert int(stopping(tmp_path, 9).state.step) == 24
     ended = stopping(tmp_path, 9, "auto")
@@ -262,6 +270,7 @@ def test_a_stopped_run_goes_on_when_it_is_asked_to(tmp_path, caplog):
     assert int(stopping(tmp_path, 30, "auto", patience=9).state.step) > 60
 
 
+@pytest.mark.behaviour("peers 151")
 def test_a_budget_of_ones_own_is_spent_anew_each_time(tmp_path):
     @dataclasses.dataclass
     class Budget(gx.Callback):
@@ -280,6 +289,7 @@ def test_a_budget_of_ones_own_is_spent_anew_each_time(tmp_path):
     assert reached == [4, 8, 12, 14, 14]
 
 
+@pytest.mark.behaviour("peers 96")
 def test_a_time_budget(tmp_path):
     class Timer(gx.Callback):
         def on_fit_start(self, run):

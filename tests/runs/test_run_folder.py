@@ -31,6 +31,7 @@ def steps_of(folder):
     return sorted(int(entry.name) for entry in (folder / "checkpoints").iterdir() if entry.name.isdigit())
 
 
+@pytest.mark.behaviour("peers 36")
 def test_keeps_the_best_and_the_last(finished):
     folder, result, recorder = finished
     ranked = sorted(recorder.validations, key=lambda step: recorder.validations[step]["val/loss"])
@@ -38,6 +39,7 @@ def test_keeps_the_best_and_the_last(finished):
     assert result.best_checkpoint == folder / "checkpoints" / str(ranked[0])
 
 
+@pytest.mark.behaviour("peers 58", "peers 68", "reports 20")
 def test_load_gives_the_averaged_weights_of_the_best(finished):
     folder, result, recorder = finished
     task, model = NetTask.load(folder)
@@ -53,6 +55,7 @@ def test_load_gives_the_averaged_weights_of_the_best(finished):
     np.testing.assert_array_equal(named.second.kernel[...], path.second.kernel[...])
 
 
+@pytest.mark.behaviour("peers 58", "peers 94")
 def test_validate_by_checkpoint(finished):
     folder, result, recorder = finished
     trainer = settings(folder)
@@ -60,6 +63,7 @@ def test_validate_by_checkpoint(finished):
         assert trainer.validate(NetTask(), net_data(), name) == pytest.approx(recorder.validations[step], rel=1e-6)
 
 
+@pytest.mark.behaviour("peers 136")
 def test_the_folder_says_what_made_it(finished):
     folder, _, recorder = finished
     config = json.loads((folder / "config.json").read_text())
@@ -76,6 +80,7 @@ def test_the_folder_says_what_made_it(finished):
     assert "weights/first/kernel" in meta["arrays"]
 
 
+@pytest.mark.behaviour("peers 11", "peers 31", "peers 55")
 def test_a_second_run_does_not_touch_the_first(finished):
     folder = finished[0]
     before = sorted(path.stat().st_mtime_ns for path in folder.rglob("*"))
@@ -90,6 +95,7 @@ def test_a_second_run_does_not_touch_the_first(finished):
     assert before == sorted(path.stat().st_mtime_ns for path in folder.rglob("*"))
 
 
+@pytest.mark.behaviour("peers 58")
 def test_checkpoints_of_something_else(finished, tmp_path):
     folder = finished[0]
     with pytest.raises(gx.CheckpointError, match="is a checkpoint of NetTask, not of LineTask"):
@@ -138,6 +144,7 @@ class Crash(gx.Callback):
         raise KeyboardInterrupt
 
 
+@pytest.mark.behaviour("peers 50", "peers 53", "peers 54", "peers 69")
 @pytest.mark.parametrize("crash", [3, 20, 37])
 def test_a_resumed_run_is_the_same_run(finished, tmp_path, crash):
     folder = tmp_path / "run"
@@ -162,6 +169,7 @@ def test_a_checkpoint_of_bits_that_changed(finished, tmp_path):
         NetTask.load(folder, "last")
 
 
+@pytest.mark.behaviour("peers 59")
 def test_a_finished_run_that_is_started_again_has_nothing_to_do(finished, tmp_path):
     import shutil
 
@@ -172,6 +180,7 @@ def test_a_finished_run_that_is_started_again_has_nothing_to_do(finished, tmp_pa
     assert (folder / "metrics.csv").read_bytes() == (finished[0] / "metrics.csv").read_bytes()
 
 
+@pytest.mark.behaviour("peers 9")
 def test_a_run_that_was_stopped_stays_stopped(tmp_path):
     def fit(patience, resume=None):
         stopping = gx.EarlyStopping("val/loss", "min", patience=patience)
@@ -184,6 +193,7 @@ def test_a_run_that_was_stopped_stays_stopped(tmp_path):
     assert int(fit(4, "last").state.step) == 40
 
 
+@pytest.mark.behaviour("peers 157")
 def test_more_steps_than_before(finished, tmp_path):
     """The batches go on where they were: as if the longer run had been asked for at once."""
 
@@ -198,6 +208,7 @@ def test_more_steps_than_before(finished, tmp_path):
     assert (tmp_path / "a" / "metrics.csv").read_bytes() == (tmp_path / "b" / "metrics.csv").read_bytes()
 
 
+@pytest.mark.behaviour("peers 39")
 def test_rolling_and_permanent_checkpoints(tmp_path):
     saving = gx.Checkpoint(every=gx.Steps(5), keep_last=2, keep_every=gx.Steps(20))
     gx.Trainer(max_steps=47, run_dir=tmp_path / "a", callbacks=[saving]).fit(NetTask(), net_data())
@@ -207,6 +218,7 @@ def test_rolling_and_permanent_checkpoints(tmp_path):
     assert steps_of(tmp_path / "b") == [10, 20, 30, 40]
 
 
+@pytest.mark.behaviour("peers 48")
 def test_checkpoints_by_time(tmp_path):
     import time
 
@@ -235,6 +247,7 @@ def test_two_checkpoint_callbacks(tmp_path):
         )
 
 
+@pytest.mark.behaviour("peers 86")
 def test_an_exception_is_saved_where_it_happened(finished, tmp_path):
     class Ends(type(net_data())):
         """Breaks once, at the 17th batch: the seventh of the second epoch."""

@@ -49,6 +49,7 @@ def ours(rewards, values, after, terminated, truncated, discount=DISCOUNT, gae_l
     return np.asarray(generalized_advantages(*arrays, discount, gae_lambda))
 
 
+@pytest.mark.behaviour("peers 100", "peers 101")
 @pytest.mark.parametrize("gae_lambda", [0.0, GAE_LAMBDA, 1.0])
 @pytest.mark.parametrize(("terminations", "truncations"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.2), (0.15, 0.15)])
 def test_it_is_the_sum_over_the_rest_of_the_episode(terminations, truncations, gae_lambda):
@@ -59,6 +60,7 @@ def test_it_is_the_sum_over_the_rest_of_the_episode(terminations, truncations, g
     np.testing.assert_allclose(ours(*parts, gae_lambda=gae_lambda), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.behaviour("peers 100", "peers 101")
 def test_a_case_worked_out_by_hand():
     """γ = ½, λ = ½. Four steps: the second is cut off at a state worth 8, the third terminates, the fourth goes on."""
     rewards, values = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([[4.0], [6.0], [2.0], [1.0]])
@@ -99,6 +101,7 @@ def test_brax_agrees_where_nothing_is_truncated(terminations):
     assert np.abs(found - advantages).max() > 0.1
 
 
+@pytest.mark.behaviour("peers 103")
 def test_brax_learns_nothing_from_a_truncated_step_and_we_do():
     rewards, values, after, terminated, truncated = rollout(7, 0.0, 0.2)
     found = ours(rewards, values, after, terminated, truncated)

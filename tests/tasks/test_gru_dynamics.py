@@ -263,3 +263,36 @@ def test_what_does_not_fit(fitted):
     dynamics = gx.GRUDynamics.load(fitted[0])
     with pytest.raises(gx.DataError, match=r"expected \(..., history, 4\)"):
         dynamics.init_history(np.zeros((6, 3)), np.zeros((6, 1)))
+
+
+@pytest.mark.behaviour("reports 22")
+@pytest.mark.parametrize("layout", [LAYOUT, BALL])
+def test_how_a_state_is_written_makes_no_difference(layout):
+    """Five turns more, wrapped, or quaternions of either sign: the same loss and the same gradient."""
+    task = gx.GRUDynamicsTask(layout=layout, action_dim=1, history=6, horizon=5, hidden_size=8)
+    model = task.build_model(nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    if layout is LAYOUT:
+        states, actions = window()
+        turns, wrapped = states.copy(), states.copy()
+        turns[..., 1] += 10 * np.pi
+        wrapped[..., 1] = (states[..., 1] + np.pi) % (2 * np.pi) - np.pi
+        others = [turns, wrapped]
+    else:
+        states, actions = rng.normal(size=(4, 30, 7)).astype(np.float32), rng.normal(size=(4, 30, 1)).astype(np.float32)
+        states[..., :4] /= np.linalg.norm(states[..., :4], axis=-1, keepdims=True)
+        flipped = states.copy()
+        flipped[..., :4] *= rng.choice([-1, 1], (4, 30, 1))
+        others = [flipped, np.concatenate([states[..., :4] * np.sign(states[..., :1]), states[..., 4:]], -1)]
+
+    @nnx.jit
+    def slope(model, states):
+        batch = {"states": states[:, :11], "actions": actions[:, :11]}
+        return nnx.value_and_grad(lambda model: task.loss(model, batch, jax.random.key(0))[0])(model)
+
+    loss, gradient = slope(model, states)
+    assert loss > 1e-3
+    for other in others:
+        found, its_gradient = slope(model, other)
+        assert float(found) == pytest.approx(float(loss), rel=1e-4)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradient, its_gradient)

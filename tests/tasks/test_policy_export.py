@@ -80,6 +80,7 @@ FORMATS = {"policy.onnx": (export_onnx, open_onnx), "policy.jax": (export_stable
 KINDS = list(itertools.product(("tanh_normal", "normal"), (True, False), (0, 32)))
 
 
+@pytest.mark.behaviour("reports 19")
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(("distribution", "normalize", "memory_size"), KINDS)
 def test_acts_as_the_model(tmp_path, name, distribution, normalize, memory_size):
@@ -97,6 +98,7 @@ def test_acts_as_the_model(tmp_path, name, distribution, normalize, memory_size)
             np.testing.assert_allclose(one, other[:rows], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.behaviour("reports 19")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(tmp_path, activation):
     model = make(activation=activation, distribution="normal", memory_size=0, hidden=(512, 256, 128))
@@ -104,6 +106,7 @@ def test_every_activation(tmp_path, activation):
     np.testing.assert_allclose(action, act(model, observations(1000))[0], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.behaviour("reports 19")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_memory_over_fifty_steps(tmp_path, name):
     write, open_file = FORMATS[name]

@@ -205,6 +205,7 @@ def learned(tmp_path_factory):
     return trainer, task, data, trainer.fit(task, data), watch
 
 
+@pytest.mark.behaviour("peers 114")
 def test_it_learns(learned):
     """12 steps, 1 each at most, less what it takes to get there (0.67 on average) and the noise."""
     _, _, _, result, watch = learned
@@ -261,6 +262,7 @@ def test_a_linear_rate_and_the_entropy_weight_end_where_they_should(learned):
     assert task.entropy_coef == 1e-3
 
 
+@pytest.mark.behaviour("peers 123")
 def test_the_weights_load_and_act_without_data(learned):
     trainer, _, data, result, _ = learned
     task, model = PPOTask.load(trainer.run_dir)
@@ -285,6 +287,7 @@ def test_test_episodes_are_others_than_validations(learned):
     assert tested == trainer.test(task, data, model=model)
 
 
+@pytest.mark.behaviour("peers 114")
 def test_the_normaliser_is_saved_and_frozen_at_evaluation(learned):
     trainer, _, data, result, _ = learned
     _, model = PPOTask.load(trainer.run_dir, "last")
@@ -295,9 +298,20 @@ def test_the_normaliser_is_saved_and_frozen_at_evaluation(learned):
     assert float(model.normalizer.count[...]) == count
 
 
+@pytest.mark.behaviour("peers 121")
+def test_braxs_fast_is_solved():
+    """It pays its position, and any action above 0 pushes: at best Σ dt² k (k + 1) / 2 over an episode's steps k."""
+    data = data_of(brax_fast.Fast(obs_mode="dict_state"), episode_length=16, num_eval_episodes=4)
+    best = 0.02**2 * 16 * 17 * 18 / 6
+    result, watch = fit(small(discount=0.95), steps=25, data=data)
+    assert watch.column("episode_return")[1] < 0.8 * best
+    assert result.metrics["val/episode_return"] == pytest.approx(best, rel=1e-4)
+
+
 # Evaluation
 
 
+@pytest.mark.behaviour("peers 127")
 def test_evaluation_is_a_plain_loop_over_whole_episodes(learned):
     """Short episodes count as much as long ones: an average over episodes, each to its own end."""
     _, _, _, result, _ = learned
@@ -373,6 +387,7 @@ def test_an_environment_may_write_into_its_state():
             np.testing.assert_allclose(writing.metrics[name], value, rtol=1e-6)
 
 
+@pytest.mark.behaviour("peers 130")
 def test_a_shorter_time_limit_holds_for_training_and_evaluation():
     result, watch = fit(data=data_of(episode_length=3), steps=2)
     assert result.metrics["val/episode_length"] == 3
@@ -382,6 +397,7 @@ def test_a_shorter_time_limit_holds_for_training_and_evaluation():
 # Collecting
 
 
+@pytest.mark.behaviour("peers 102")
 @pytest.mark.parametrize("memory_size", [0, 4])
 def test_what_is_collected(memory_size):
     """The same actions sent through the environments again, and every value asked for again."""
@@ -463,6 +479,7 @@ class Five:
         return state.replace(obs=self.see(n), reward=jnp.ones(()), done=done, info=info)
 
 
+@pytest.mark.behaviour("peers 103", "reports 6", "reports 18")
 @pytest.mark.parametrize("memory_size", [0, 3])
 @pytest.mark.parametrize(("kind", "limit"), [("cut off", 1000), ("cut off", 5), ("endless", 5), ("end", 1000)])
 def test_true_values_are_what_the_critic_is_taught(kind, limit, memory_size):
@@ -486,6 +503,7 @@ def test_true_values_are_what_the_critic_is_taught(kind, limit, memory_size):
 # The adaptive rate
 
 
+@pytest.mark.behaviour("peers 106")
 @pytest.mark.parametrize(
     ("rate", "kl", "expected"),
     [
@@ -506,6 +524,7 @@ def test_the_rule_of_the_adaptive_rate(rate, kl, expected):
     assert float(adapt_rate(jnp.float32(rate), jnp.float32(kl), 0.01)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.behaviour("peers 167")
 def test_the_adaptive_rate_moves():
     """With a goal out of reach it goes up to its limit, with one too strict down; always by 1.5."""
     rates = {}
@@ -613,6 +632,7 @@ def test_a_memory_solves_what_needs_one():
     assert found[8] > 5
 
 
+@pytest.mark.behaviour("peers 122", "peers 167")
 def test_a_privileged_critic_and_unbounded_actions():
     class Both(Point):
         @property
@@ -652,6 +672,7 @@ def test_reward_scaling_is_not_reported(learned):
 # Batches
 
 
+@pytest.mark.behaviour("peers 112")
 @pytest.mark.parametrize(("num_envs", "parts"), [(64, 2), (64, 8), (6, 2), (7, 7), (7, 1), (40, 5), (24, 3), (512, 32)])
 def test_each_environment_is_in_one_minibatch(num_envs, parts):
     rows = np.asarray(_shuffled_parts(jax.random.key(0), num_envs, parts))
@@ -669,8 +690,35 @@ def test_a_minibatch_takes_as_much_from_every_eighth():
         np.testing.assert_array_equal(np.bincount(part // 64, minlength=8), 16)
 
 
+@pytest.mark.behaviour("peers 115")
 def test_steps_in_one_dispatch_or_in_many_are_the_same_bits():
     assert_same_bits(*(fit(steps=5, steps_per_dispatch=count)[0].state for count in (1, 5)))
+
+
+@pytest.mark.behaviour("peers 115")
+def test_another_seed_is_another_run(learned):
+    """Weights and environments differ from the start on."""
+
+    class Seen(Exception):
+        pass
+
+    class Look(Watch):
+        def on_fit_start(self, run):
+            super().on_fit_start(run)
+            raise Seen
+
+    starts = []
+    for seed in (0, 1):
+        look = Look()
+        with pytest.raises(Seen):
+            gx.Trainer(max_steps=1, seed=seed, callbacks=[look]).fit(SMALL, data_of())
+        starts.append(look.start)
+    one, other = starts
+    np.testing.assert_array_equal(one.carry.envs.obs, learned[4].start.carry.envs.obs)
+    for name in ("policy/layers/0/kernel", "value_function/layers/0/kernel"):
+        np.testing.assert_array_equal(one.params[name], learned[4].start.params[name])
+        assert (other.params[name] != one.params[name]).mean() > 0.9
+    assert len(np.intersect1d(one.carry.envs.obs, other.carry.envs.obs)) == 0
 
 
 # What goes wrong
@@ -734,6 +782,7 @@ def test_who_broke_first():
     assert blamed(value=jnp.full_like(rollout.value, nan), next_value=jnp.full_like(rollout.value, nan)) == -1
 
 
+@pytest.mark.behaviour("peers 124")
 def test_observations_that_no_policy_sees():
     """brax's own environment of pixels alone, or of an image called "state"."""
     data = data_of(brax_fast.Fast(obs_mode="dict_pixels"))
@@ -791,8 +840,16 @@ def test_observations_that_no_policy_sees():
             r"PPOTask.desired_kl=0.0: expected a number in \(0, inf\), such as 0.01",
         ),
         ({"memory_size": -1}, {}, r"PPOTask.memory_size=-1: expected a whole number of at least 0"),
-        ({"policy_hidden": (16, 0)}, {}, r"PPOTask.policy_hidden=\(16, 0\): expected a tuple of whole numbers of at least 1"),
-        ({"value_hidden": (1.5,)}, {}, r"PPOTask.value_hidden=\(1.5,\): expected a tuple of whole numbers of at least 1"),
+        (
+            {"policy_hidden": (16, 0)},
+            {},
+            r"PPOTask.policy_hidden=\(16, 0\): expected a tuple of whole numbers of at least 1",
+        ),
+        (
+            {"value_hidden": (1.5,)},
+            {},
+            r"PPOTask.value_hidden=\(1.5,\): expected a tuple of whole numbers of at least 1",
+        ),
         ({"distribution": "normal", "initial_std": 0.0}, {}, r"initial_std=0.0: expected a standard deviation"),
         ({"distribution": "normal", "initial_std": -1.0}, {}, r"initial_std=-1.0: expected a standard deviation"),
         ({}, {"environment": object()}, r"object is no environment: it has no reset, step"),
@@ -829,6 +886,7 @@ def saving(run_dir: Path, *more: gx.Callback, steps: int = 9, every: int = 100) 
     return gx.Trainer(max_steps=steps, run_dir=run_dir, val_every=gx.Steps(7), log_every=3, callbacks=callbacks)
 
 
+@pytest.mark.behaviour("peers 114", "peers 115")
 def test_a_resumed_run_is_the_same_run(tmp_path):
     """Parameters, normaliser, environments, memories, the optimizer and its rate: bit for bit."""
     task = small(learning_rate_schedule="adaptive", memory_size=4, unroll_length=5)

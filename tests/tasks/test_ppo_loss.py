@@ -70,6 +70,7 @@ def noise_of(batch, seed=9):
     return jax.random.normal(jax.random.key(seed), batch.raw_action.shape)
 
 
+@pytest.mark.behaviour("peers 104", "peers 105")
 @pytest.mark.parametrize("clip_value", [False, True])
 @pytest.mark.parametrize("distribution", ["tanh_normal", "normal"])
 def test_the_loss_is_numpys(distribution, clip_value):
@@ -121,6 +122,7 @@ def test_nothing_has_moved_at_the_first_update():
         assert float(metrics["policy_loss"]) == pytest.approx(-float(batch.advantage.mean()), rel=1e-5)
 
 
+@pytest.mark.behaviour("peers 104")
 def test_no_gradient_beyond_the_clip():
     """Only samples that are inside, or that would come back, pull."""
     old = actor_critic(distribution="normal", normalize=False, policy_hidden=())
@@ -276,6 +278,7 @@ def normal(loc, scale, squashed=True):
 LOC, SCALE = np.array([[0.3, -1.2, 0.0], [2.0, 0.1, -0.4]]), np.array([[0.5, 0.2, 1.3], [0.05, 1.0, 0.7]])
 
 
+@pytest.mark.behaviour("peers 107", "reports 31")
 @pytest.mark.parametrize("squashed", [True, False])
 def test_log_prob_is_that_of_the_action(squashed):
     """Change of variables: the density of tanh(x) is the normal's at x over tanh's slope there."""
@@ -286,6 +289,7 @@ def test_log_prob_is_that_of_the_action(squashed):
     np.testing.assert_allclose(normal(LOC, SCALE, squashed).log_prob(jnp.asarray(raw)), expected.sum(-1), rtol=1e-5)
 
 
+@pytest.mark.behaviour("reports 31")
 def test_the_density_of_actions_integrates_to_one():
     actions = np.linspace(-1, 1, 20_001)[1:-1]
     for loc, scale in ((0.0, 0.5), (0.8, 0.4), (-0.3, 0.9)):
@@ -293,6 +297,7 @@ def test_the_density_of_actions_integrates_to_one():
         assert np.trapezoid(density, actions) == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.behaviour("peers 107", "reports 31")
 def test_far_out_nothing_overflows():
     policy = normal([[0.0]], [[1.0]])
     for raw in (-50.0, 50.0, 1e4):
@@ -303,6 +308,7 @@ def test_far_out_nothing_overflows():
         assert np.isfinite(slope)
 
 
+@pytest.mark.behaviour("peers 107", "reports 31")
 @pytest.mark.parametrize("squashed", [True, False])
 def test_entropy(squashed):
     noise = jax.random.normal(jax.random.key(0), (200_000, 2, 3))
@@ -315,6 +321,7 @@ def test_entropy(squashed):
         np.testing.assert_allclose(wide.entropy(noise)[0], exact, rtol=1e-6)
 
 
+@pytest.mark.behaviour("peers 107", "reports 31")
 def test_kl_is_exact():
     """Against numerical integration, and by Monte Carlo between the squashed distributions themselves."""
     other_loc, other_scale = LOC + np.array([0.1, -0.3, 0.5]), SCALE * np.array([1.2, 0.7, 1.5])
@@ -334,6 +341,7 @@ def test_kl_is_exact():
 # Memory
 
 
+@pytest.mark.behaviour("peers 113")
 def test_a_memory_is_replayed_with_its_resets():
     """By a loop over steps and environments, one at a time."""
     model = actor_critic(memory_size=7)
@@ -360,6 +368,7 @@ MIRROR = Symmetry(
 )
 
 
+@pytest.mark.behaviour("peers 158")
 def test_the_mirror_loss_is_numpys_and_nothing_flows_into_its_target():
     model = actor_critic()
     batch = batch_of(model)
@@ -373,6 +382,7 @@ def test_the_mirror_loss_is_numpys_and_nothing_flows_into_its_target():
     assert float(loss - plain) == pytest.approx(0.7 * float(expected), rel=1e-4)
 
 
+@pytest.mark.behaviour("peers 158")
 @pytest.mark.parametrize("distribution", ["tanh_normal", "normal"])
 def test_the_mirrored_batch(distribution):
     """Twice the environments: what was, and what the mirrored robot would have done for the same gain."""
@@ -415,3 +425,20 @@ def test_what_only_the_value_function_sees_is_not_mirrored():
     np.testing.assert_array_equal(double.obs["privileged_state"], jnp.concatenate([more, more], 1))
     ppo_loss(model, double, noise_of(double), WEIGHTS)
     ppo_loss(model, batch, noise_of(batch), WEIGHTS, MIRROR)
+
+
+@pytest.mark.behaviour("peers 158")
+def test_an_even_policy_has_no_mirror_loss():
+    """A linear policy without biases whose weights, and their mirror image, are averaged."""
+    model = actor_critic(policy_hidden=(), normalize=False)
+    layer = model.policy.layers[0]
+    kernel = np.asarray(layer.kernel[...])
+    signs = np.concatenate([MIRROR.action_sign, np.ones(ACTIONS)])  # means, and deviations, which have no sign
+    outputs = np.concatenate([MIRROR.action, ACTIONS + MIRROR.action])
+    image = MIRROR.obs_sign[:, None] * kernel[MIRROR.obs][:, outputs] * signs
+    for weights, even in ((kernel, False), ((kernel + image) / 2, True)):
+        layer.kernel[...] = jnp.asarray(weights, jnp.float32)
+        layer.bias[...] = jnp.zeros(2 * ACTIONS)
+        batch = batch_of(model)
+        loss = float(ppo_loss(model, batch, noise_of(batch), WEIGHTS, MIRROR)[1]["mirror_loss"])
+        assert loss < 1e-12 if even else loss > 1e-2

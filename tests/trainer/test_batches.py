@@ -72,6 +72,7 @@ def seen(*arrays, stream=False):
     return means.seen, result.metrics["val/mean"], gx.Trainer().predict(MeanTask(), data, model=MODEL)
 
 
+@pytest.mark.behaviour("peers 162", "reports 8")
 @pytest.mark.parametrize(
     ("first", "later"),
     [
@@ -98,6 +99,7 @@ def test_values_that_the_first_dtype_holds(first, later):
 LARGE = 2**31 - 1  # the greatest number of int32
 
 
+@pytest.mark.behaviour("peers 162", "peers 163", "reports 8")
 @pytest.mark.parametrize(
     ("first", "later", "words"),
     [
@@ -136,6 +138,7 @@ def test_values_that_it_does_not_hold(first, later, words):
             run(MeanTask(), Batches((first,), (first, later, first), stream), model=MODEL)
 
 
+@pytest.mark.behaviour("peers 163", "reports 8")
 def test_integers_at_the_edge_and_beyond():
     edge = np.array([[LARGE], [-LARGE - 1]])
     np.testing.assert_array_equal(seen(edge)[2], edge)
@@ -182,6 +185,7 @@ def test_a_mask_that_hides_nothing():
     assert means == [1.0]
 
 
+@pytest.mark.behaviour("peers 155")
 def test_the_last_training_batch_is_looked_at_before_training():
     short, wide = ONES[:1], np.ones((2, 3), np.float32)
     steps = Means()
@@ -201,6 +205,7 @@ def test_the_last_training_batch_is_looked_at_before_training():
         fit(ONES, short, ONES)
 
 
+@pytest.mark.behaviour("peers 155")
 def test_evaluation_batches_are_called_by_their_split():
     wide = np.ones((2, 3), np.float32)
     splits = {"validate": "Validation", "test": "Test", "predict": "Predict"}
@@ -247,3 +252,21 @@ def test_alike_batches_are_not_looked_at_again(monkeypatch):
     assert not looked
     seen(ONES.astype(float))
     assert looked
+
+
+@pytest.mark.behaviour("peers 89")
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_goes_on_with_the_next_batch(tmp_path, stream):
+    means = Means()
+
+    @dataclasses.dataclass
+    class Numbered(Batches):
+        def _dataset(self, arrays):
+            dataset = grain.MapDataset.source([{"x": array} for array in arrays]).repeat()
+            return dataset.to_iter_dataset() if self.stream else dataset
+
+    for steps, resume in ((4, None), (7, "last")):
+        data = Numbered(tuple(ONES * number for number in range(5)), stream=stream)
+        trainer = gx.Trainer(max_steps=steps, run_dir=tmp_path, callbacks=[means])
+        trainer.fit(MeanTask(), data, resume=resume)
+    assert means.seen == [0, 1, 2, 3, 4, 0, 1]

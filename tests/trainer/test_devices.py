@@ -126,6 +126,7 @@ def test_sees_the_same_batches_and_the_same_noise(losses, run):
     assert len({metrics["train/order"] for metrics in losses[run].values()}) == STEPS
 
 
+@pytest.mark.behaviour("peers 148")
 @pytest.mark.parametrize("run", ["all on 8", "moved"])
 @pytest.mark.parametrize("metric", ["train/loss", "train/mae", "train/grad_norm"])
 def test_has_the_same_losses(losses, run, metric):
@@ -134,6 +135,7 @@ def test_has_the_same_losses(losses, run, metric):
     np.testing.assert_allclose(other, one, rtol=TOLERANCE)
 
 
+@pytest.mark.behaviour("peers 148")
 def test_has_the_same_weights_in_the_end(losses):
     runs = [losses["folder"] / name for name in ("all on 1", "all on 8", "moved")]
     models = [nnx.state(RowsTask.load(run, "last")[1], nnx.Param) for run in runs]

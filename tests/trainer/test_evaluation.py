@@ -21,6 +21,7 @@ def fitted():
     return gx.Trainer(max_steps=40).fit(NetTask(), net_data())
 
 
+@pytest.mark.behaviour("peers 77", "reports 20")
 @pytest.mark.parametrize("batch_size", [1003, 128, 10])
 def test_a_metric_does_not_depend_on_the_batch_size(fitted, batch_size):
     rows = regression(1003, seed=5)
@@ -30,6 +31,7 @@ def test_a_metric_does_not_depend_on_the_batch_size(fitted, batch_size):
         assert found[f"val/{name}"] == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.behaviour("peers 77")
 def test_a_loss_that_is_a_mean_is_exact_without_an_evaluate_of_its_own():
     rows = {"x": np.arange(11, dtype=np.float32)[:, None], "y": np.zeros((11, 1), np.float32)}
     data = gx.ArrayDataModule(rows, val=rows, batch_size=4)
@@ -38,12 +40,14 @@ def test_a_loss_that_is_a_mean_is_exact_without_an_evaluate_of_its_own():
     assert result.metrics["val/loss"] == pytest.approx(np.mean((weight * np.arange(11)) ** 2), rel=1e-6)
 
 
+@pytest.mark.behaviour("peers 90")
 def test_predictions_come_in_order_and_without_padding(fitted):
     data = net_data(val=50, batch_size=32)
     found = gx.Trainer(max_steps=1).predict(NetTask(), data, model=fitted.model)["y"]
     np.testing.assert_allclose(found, fitted.model(data.test["x"]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.behaviour("peers 34", "peers 154")
 def test_evaluation_has_no_dropout_and_no_effect_on_training():
     every, never = Recorder(), Recorder()
     often = gx.Trainer(max_steps=20, val_every=gx.Steps(1), callbacks=[every]).fit(NetTask(), net_data())
@@ -58,6 +62,7 @@ def test_evaluation_has_no_dropout_and_no_effect_on_training():
     assert "val/loss" not in rarely.metrics
 
 
+@pytest.mark.behaviour("peers 13", "peers 14")
 def test_limits():
     data = net_data(val=50, batch_size=16)
     trainer = gx.Trainer(max_steps=2, limit_val_batches=2, limit_test_batches=1, limit_predict_batches=1)
@@ -70,6 +75,7 @@ def test_limits():
     assert len(trainer.predict(NetTask(), data, model=result.model)["y"]) == 16
 
 
+@pytest.mark.behaviour("peers 16")
 def test_val_every_is_typed():
     counts = {}
     for every in (gx.Steps(5), gx.Epochs(1), gx.Epochs(2)):
@@ -83,6 +89,7 @@ def test_val_every_is_typed():
     }
 
 
+@pytest.mark.behaviour("peers 32")
 def test_fast_dev_run_tries_everything_and_leaves_no_file(tmp_path):
     recorder = Recorder()
     callbacks = [recorder, gx.Checkpoint(), gx.CSVLogger()]
@@ -93,6 +100,7 @@ def test_fast_dev_run_tries_everything_and_leaves_no_file(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.behaviour("peers 32")
 def test_fast_dev_run_takes_one_batch_of_any_split(fitted):
     data = net_data(val=50, batch_size=16)
     trainer = gx.Trainer(fast_dev_run=True, limit_val_batches=2)
@@ -103,6 +111,7 @@ def test_fast_dev_run_takes_one_batch_of_any_split(fitted):
     assert len(trainer.predict(NetTask(), data, model=fitted.model)["y"]) == 16
 
 
+@pytest.mark.behaviour("peers 165")
 @pytest.mark.parametrize(
     ("result", "seen"),
     [
@@ -122,6 +131,7 @@ def test_predictions_are_a_row_for_each_example(fitted, result, seen):
         gx.Trainer().predict(OddTask(), net_data(), model=fitted.model)
 
 
+@pytest.mark.behaviour("reports 33")
 def test_infinities_of_both_signs_have_no_mean_and_end_no_run():
     class RatioTask(LineTask):
         def loss(self, model, batch, rng):

@@ -84,6 +84,7 @@ def test_the_loop_is_clean_under_a_transfer_guard(tmp_path):
     assert int(result.state.step) == STEPS
 
 
+@pytest.mark.behaviour("peers 34")
 def test_seed_decides_everything(unfused):
     assert_same_state(train(32)[0].state, unfused[0].state)
     other = train(32, seed=1)[0].state
@@ -117,6 +118,7 @@ def test_noise_depends_on_seed_and_step_alone():
     assert len(set(recorders[0].train.values())) == 12
 
 
+@pytest.mark.behaviour("peers 156")
 def test_bfloat16_computes_in_layers_and_keeps_float32_parameters():
     seen = []
 
@@ -132,6 +134,7 @@ def test_bfloat16_computes_in_layers_and_keeps_float32_parameters():
     assert float(result.state.params["kernel"][0, 0]) == pytest.approx(3, abs=0.05)
 
 
+@pytest.mark.behaviour("peers 142")
 def test_batch_statistics_are_state():
     result = gx.Trainer(max_steps=1000).fit(NetTask(noise=0.0, dropout=0.0), net_data())
     variables = result.state.variables

@@ -9,6 +9,7 @@ import pytest
 from support import LineTask, NetTask, assert_same_state, line_data, net_data
 
 import galvanax as gx
+from galvanax.runs.checkpoints import CheckpointFolder
 
 
 class Bad(Exception):
@@ -54,6 +55,7 @@ def raises_in(hook, at):
     return Raises()
 
 
+@pytest.mark.behaviour("peers 82", "peers 86")
 @pytest.mark.parametrize("hook", ["on_train_metrics", "on_train_log", "on_validation_end", "on_step", "due", "on_save"])
 def test_an_error_in_any_hook_saves_the_last_whole_step(undisturbed, tmp_path, hook):
     """And the run goes on from there to the same bits, with the same rows in metrics.csv."""
@@ -89,6 +91,7 @@ class FailingValidation(gx.DataModule):
         return self.inner.val_dataset().map(read)
 
 
+@pytest.mark.behaviour("peers 83")
 @pytest.mark.parametrize("end", [20, 24])
 def test_an_error_in_validation(undisturbed, tmp_path, end):
     """The step is saved; the resumed run makes up for the validation, also where it was the last thing to do."""
@@ -107,6 +110,7 @@ def test_an_error_in_validation(undisturbed, tmp_path, end):
     assert (folder / "metrics.csv").read_bytes() == (reference / "metrics.csv").read_bytes()
 
 
+@pytest.mark.behaviour("peers 28")
 def test_order_at_the_end(tmp_path):
     told = []
 
@@ -131,6 +135,7 @@ def test_order_at_the_end(tmp_path):
     assert result.best_checkpoint.name == "24"
 
 
+@pytest.mark.behaviour("peers 88")
 def test_a_logger_that_flushes_in_on_save_and_closes_in_on_fit_end(tmp_path):
     class Log(gx.Callback):
         def on_fit_start(self, run):
@@ -175,6 +180,7 @@ def test_an_error_at_the_end_costs_no_checkpoint(undisturbed, tmp_path, hook):
     assert ended == (["on_fit_end", "Bad"] if hook == "on_fit_end" else ["Bad"])
 
 
+@pytest.mark.behaviour("peers 134")
 def test_host_state_is_of_its_step(tmp_path):
     class Growing(gx.Callback):
         def on_fit_start(self, run):
@@ -203,6 +209,7 @@ def test_host_state_that_is_no_json_is_named(tmp_path):
     assert steps_of(tmp_path) == [24]
 
 
+@pytest.mark.behaviour("peers 85")
 def test_all_are_told_before_an_error_ends_the_run(tmp_path):
     """Whatever their order: what the checkpoint keeps of the others is of its step."""
 
@@ -222,6 +229,7 @@ def test_all_are_told_before_an_error_ends_the_run(tmp_path):
     assert counts.steps == list(range(1, steps_of(tmp_path)[-1] + 1))
 
 
+@pytest.mark.behaviour("peers 85")
 def test_an_error_in_the_data_after_an_error_in_a_callback(tmp_path, caplog):
     """The first is raised, and the second is not lost."""
 
@@ -243,3 +251,106 @@ def test_an_error_in_the_data_after_an_error_in_a_callback(tmp_path, caplog):
     with pytest.raises(Bad, match="data"):
         fit(tmp_path, Fails(), task=LineTask(), data=Data(), steps_per_dispatch=1)
     assert "a callback failed after the error: ValueError: second" in caplog.text
+
+
+@pytest.mark.behaviour("peers 29")
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_each_is_told_once_of_the_error(tmp_path, kind):
+    told = []
+
+    class Tells(gx.Callback):
+        def on_exception(self, run, error):
+            told.append((error, run.step))
+
+        def on_fit_end(self, run, result):
+            told.append("on_fit_end")
+
+    error = kind("mine")
+
+    class Fails(gx.Callback):
+        def next_step(self, step):
+            return 2
+
+        def on_step(self, run):
+            raise error
+
+    with pytest.raises(kind, match="mine"):
+        fit(tmp_path, Tells(), Fails(), task=LineTask(), data=line_data())
+    assert told == [(error, 2)]
+
+
+@pytest.mark.behaviour("peers 30")
+def test_an_error_at_the_start(tmp_path):
+    """Those that had begun are told, so that they can close what they opened; the folder is free again."""
+    told = []
+
+    class Tells(gx.Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_fit_start(self, run):
+            told.append(f"{self.name} starts")
+
+        def on_exception(self, run, error):
+            told.append(f"{self.name}: {error}")
+
+    class Fails(gx.Callback):
+        def on_fit_start(self, run):
+            raise Bad("at the start")
+
+    with pytest.raises(Bad, match="at the start"):
+        fit(tmp_path, Tells("one"), Fails(), Tells("two"), task=LineTask(), data=line_data())
+    assert told == ["one starts", "one: at the start"]
+    assert int(fit(tmp_path, task=LineTask(), data=line_data()).state.step) == 24
+
+
+@pytest.mark.behaviour("peers 84")
+def test_what_is_saved_is_not_saved_again(tmp_path, monkeypatch):
+    """The error comes when step 12 has just been saved."""
+    written = []
+    save = CheckpointFolder.save
+    monkeypatch.setattr(
+        CheckpointFolder, "save", lambda self, step, *rest: (written.append(step), save(self, step, *rest))
+    )
+
+    class Data(gx.DataModule):
+        def train_dataset(self, seed):
+            def read(index, batch):
+                if index == 12:
+                    raise Bad("data")
+                return batch
+
+            return line_data(rows=8 * 24).train_dataset(seed).map_with_index(read)
+
+    with pytest.raises(Bad, match="data"):
+        fit(tmp_path, task=LineTask(), data=Data(), saving=gx.Checkpoint(every=gx.Steps(6)), steps_per_dispatch=1)
+    assert written == [6, 12]
+
+
+@pytest.mark.behaviour("peers 140")
+def test_data_is_set_up_once_and_asked_for_its_parts():
+    asked = []
+
+    class Data(gx.DataModule):
+        def setup(self):
+            asked.append("setup")
+
+        def train_dataset(self, seed):
+            asked.append("train")
+            return line_data().train_dataset(seed)
+
+        def val_dataset(self):
+            asked.append("val")
+            return line_data().val_dataset()
+
+        def test_dataset(self):
+            asked.append("test")
+            return line_data().val_dataset()
+
+    result = gx.Trainer(max_epochs=3).fit(LineTask(), Data())
+    assert asked[0] == "setup"
+    assert sorted(asked) == ["setup", "train", "val"]
+    for method, part in (("validate", "val"), ("test", "test")):
+        asked.clear()
+        getattr(gx.Trainer(), method)(LineTask(), Data(), model=result.model)
+        assert asked == ["setup", part]

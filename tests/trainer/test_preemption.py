@@ -92,6 +92,7 @@ def test_a_signal_every_few_steps(undisturbed, tmp_path):
     assert scalars(folder) == scalars(undisturbed[0])
 
 
+@pytest.mark.behaviour("peers 57")
 @pytest.mark.parametrize("error", [None, ValueError("mine")])
 def test_handlers_are_restored(tmp_path, error):
     class Look(gx.Callback):
@@ -120,6 +121,7 @@ def test_handlers_are_restored(tmp_path, error):
     assert all(handler is not mine for handler in inside.values())
 
 
+@pytest.mark.behaviour("peers 139")
 def test_a_handler_of_ones_own_is_called_once_it_is_saved(tmp_path):
     seen = []
     old = signal.signal(signal.SIGTERM, lambda number, frame: seen.append((number, saved_steps(tmp_path / "run"))))
@@ -141,6 +143,7 @@ def test_without_a_checkpoint_callback_signals_are_the_users(tmp_path):
     assert inside == {number: signal.getsignal(number) for number in SIGNALS}
 
 
+@pytest.mark.behaviour("peers 57", "reports 3")
 def test_in_another_thread(undisturbed, tmp_path):
     outcome = []
 

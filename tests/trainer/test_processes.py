@@ -514,6 +514,7 @@ def test_alone_there_is_nothing_to_join(monkeypatch):
     assert gx.distributed.gather("x", 3) == [3]
 
 
+@pytest.mark.behaviour("peers 97")
 @pytest.mark.parametrize("seed", [None, 3])
 def test_reads_its_own_rows_alone(seed):
     x = np.arange(40)

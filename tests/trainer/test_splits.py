@@ -61,6 +61,7 @@ def window_shuffle(dataset, seed):
     return grain.experimental.WindowShuffleMapDataset(dataset, window_size=8, seed=seed)
 
 
+@pytest.mark.behaviour("reports 16")
 @pytest.mark.parametrize(
     "train",
     [
@@ -79,6 +80,7 @@ def test_slices_of_one_shuffled_dataset_are_refused(train, held):
         fit(data)
 
 
+@pytest.mark.behaviour("reports 16")
 @pytest.mark.parametrize(
     ("train", "val"),
     [

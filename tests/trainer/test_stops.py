@@ -36,6 +36,7 @@ class StopAt(gx.Callback):
         setattr(self, hook, hooks[hook])
 
 
+@pytest.mark.behaviour("peers 24", "peers 25")
 @pytest.mark.parametrize("val", [True, False])
 @pytest.mark.parametrize("hook", ["on_train_metrics", "on_train_log"])
 def test_a_stop_takes_effect_before_the_next_dispatch(tmp_path, hook, val):
@@ -50,6 +51,7 @@ def test_a_stop_takes_effect_before_the_next_dispatch(tmp_path, hook, val):
     assert measured == [reached] * val
 
 
+@pytest.mark.behaviour("peers 87")
 def test_a_short_run_that_is_stopped_has_its_training_loss(tmp_path):
     recorder = Recorder()
     result = fit(tmp_path, StopAt("on_validation_end", 12), recorder, steps=100, log_every=50)
@@ -58,12 +60,14 @@ def test_a_short_run_that_is_stopped_has_its_training_loss(tmp_path):
     assert rows(tmp_path) == ([12], [6, 12])
 
 
+@pytest.mark.behaviour("peers 24")
 def test_the_checkpoint_of_a_stop_is_ranked(tmp_path):
     saving = gx.Checkpoint("val/loss", "min", keep_best=2)
     result = fit(tmp_path, StopAt("on_train_metrics", 8), saving, steps=100, steps_per_dispatch=1)
     assert int(result.best_checkpoint.name) == int(result.state.step)  # the loss falls all the time
 
 
+@pytest.mark.behaviour("peers 157")
 @pytest.mark.parametrize("end", [7, 10, 12, 13])
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_run_that_goes_on_has_the_rows_of_one_that_was_longer(tmp_path, end, stopped):
@@ -80,6 +84,7 @@ def test_a_run_that_goes_on_has_the_rows_of_one_that_was_longer(tmp_path, end, s
     assert result.metrics == whole.metrics
 
 
+@pytest.mark.behaviour("peers 59")
 def test_a_finished_run_that_is_started_again_keeps_its_rows(tmp_path):
     fit(tmp_path, steps=13)
     before = (tmp_path / "metrics.csv").read_bytes(), scalars(tmp_path)

@@ -226,6 +226,7 @@ def test_the_losses_are_those_of_one_device(request, case, setup):
     assert worst < TOLERANCE
 
 
+@pytest.mark.behaviour("peers 148")
 @pytest.mark.parametrize("setup", ["8 devices", "fsdp", "partitioned"])
 def test_so_are_the_evaluations(found, setup):
     one, other = found["deep"]["1 devices"]["end"], found["deep"][setup]["end"]
@@ -252,6 +253,7 @@ def test_batch_statistics_cost_two_more(found):
     assert [(one.kind, one.loops) for one in said_in(found["noisy"]["8 devices"])] == [("all-reduce", (None,))] * 3
 
 
+@pytest.mark.behaviour("peers 146")
 def test_fsdp_keeps_an_eighth(found):
     """Of parameters, their optimizer state and their averages, but for what cannot be split."""
     whole, split = found["deep"]["8 devices"]["seen"], found["deep"]["fsdp"]["seen"]

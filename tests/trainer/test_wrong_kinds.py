@@ -27,6 +27,7 @@ def model():
     return nnx.Linear(1, 1, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.behaviour("peers 35")
 @pytest.mark.parametrize(
     ("task", "data", "words"),
     [
@@ -46,6 +47,7 @@ def test_arguments(task, data, words):
         gx.Trainer(max_steps=1).fit(task(), data())
 
 
+@pytest.mark.behaviour("reports 12")
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 1.5, None, True, "0"])
 def test_seeds(seed):
     with pytest.raises(gx.ConfigError, match=r"Trainer\.seed=.*: expected a whole number from 0 to 4294967295"):
@@ -69,6 +71,7 @@ def test_callbacks(callback, words):
         gx.Trainer(max_steps=1, callbacks=[callback]).fit(LineTask(), line_data())
 
 
+@pytest.mark.behaviour("reports 24")
 def test_a_field_that_a_runs_folder_cannot_tell(tmp_path):
     with pytest.raises(
         gx.ConfigError, match=r"Complex could not be loaded again from run_dir: .*complex.*plain values"
@@ -89,6 +92,7 @@ def test_jax_tools_work_inside(flag):
     assert result.metrics["train/loss"] == pytest.approx(plain.metrics["train/loss"], rel=1e-5)
 
 
+@pytest.mark.behaviour("reports 36")
 def test_an_experiment_file_imports_its_neighbours(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     folder = tmp_path / "my exp"
