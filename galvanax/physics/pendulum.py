@@ -42,6 +42,7 @@ class PendulumSystem:
     state_dim: ClassVar[int] = 2
     action_dim: ClassVar[int] = 1
     layout: ClassVar[StateLayout] = StateLayout(1, 1, angles=())
+    state_labels: ClassVar[tuple[str, ...]] = ("angle (rad)", "angular velocity (rad/s)")
 
     def __post_init__(self) -> None:
         for name in ("control_dt", "substeps", "mass", "length", "max_torque"):

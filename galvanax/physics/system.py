@@ -32,8 +32,9 @@ _STEPS: dict[str, Callable[[mjx.Model, mjx.Data], mjx.Data]] = {
 class System(Protocol):
     """A controlled system with a fixed control period.
 
-    A system may also have `layout` (a `StateLayout`), `action_limits` (two arrays `(action_dim,)`) and `mj_model`:
-    read them with `layout_of`, `action_limits_of` and `model_of`, which know what to do where one is missing.
+    A system may also have `layout` (a `StateLayout`), `action_limits` (two arrays `(action_dim,)`), `mj_model` and
+    `state_labels` (the entries' names and units): read them with `layout_of`, `action_limits_of`, `model_of` and
+    `labels_of`, which know what to do where one is missing.
     """
 
     @property

@@ -13,10 +13,12 @@ import numpy as np
 from flax import nnx
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from galvanax.errors import ConfigError, RenderError
 from galvanax.physics.rollout import rollout
-from galvanax.physics.system import layout_of, model_of, state_difference
+from galvanax.physics.state_labels import labels_of
+from galvanax.physics.system import model_of, state_difference
 from galvanax.rendering.trajectory_npz import MotionClip
 from galvanax.rendering.write_clip import write_clip
 from galvanax.tasks.flow_metrics import Modes, statewise_admissibility_error
@@ -30,6 +32,8 @@ _EXAMPLES = 100  # starts, by default
 _BATCH = 32
 _TIMINGS = 20
 _TRAINING_WINDOWS = 4000
+_ENTRIES, _TRAJECTORIES = 7, 200  # in the plot, at most
+_DEMONSTRATED = "0.75"
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:olive", "tab:cyan")
 
 
@@ -189,39 +193,49 @@ def _plot(
     task: "FlowMatchingTask", windows: np.ndarray, samples: np.ndarray, labels: np.ndarray, modes: Modes, path: Path
 ) -> None:
     """Demonstrations in grey and samples in their modes' colours, entry by entry; and how many are of each mode."""
-    count = min(samples.shape[-1], 7)
-    figure = Figure(figsize=(11, 2.6 * -(-(count + 1) // 4)), layout="constrained")
-    axes = figure.subplots(-(-(count + 1) // 4), 4, squeeze=False).ravel()
+    names = labels_of(task.physics)
+    count = min(len(names), _ENTRIES)
+    rows = -(-(count + 1) // 4)
+    columns = -(-(count + 1) // rows)
+    figure = Figure(figsize=(3.6 * columns, 2.8 * rows + 0.8), layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
     times = task.dt * np.arange(samples.shape[2])
-    most = -(-200 // samples.shape[1])
+    most = -(-_TRAJECTORIES // samples.shape[1])
     for index in range(count):
-        axes[index].plot(times, windows[:200, :, index].T, color="0.75", linewidth=0.6)
+        axes = figure.add_subplot(grid[divmod(index, columns)])
+        axes.plot(times, windows[:_TRAJECTORIES, :, index].T, color=_DEMONSTRATED, linewidth=0.6)
         for mode in (-1, *range(len(modes.centres))):
             chosen = samples[:most][labels[:most] == mode]
-            color = "tab:red" if mode < 0 else _COLORS[mode % len(_COLORS)]
-            axes[index].plot(times, chosen[:, :, index].T, color=color, linewidth=0.8, alpha=0.6)
-        axes[index].set(title=_entry_name(task, index), xlabel="time (s)")
-        axes[index].grid(alpha=0.3)
-    shown = axes[count]
-    numbers = np.arange(len(modes.centres))
-    shown.bar(numbers - 0.2, modes.shares(), 0.4, color="0.75", label="demonstrations")
-    shown.bar(numbers + 0.2, [np.mean(labels == mode) for mode in numbers], 0.4, color="tab:blue", label="samples")
-    shown.bar(len(numbers), np.mean(labels < 0), 0.4, color="tab:red", label="between")
-    shown.set(title="share of each mode", xticks=numbers)
-    shown.margins(y=0.4)  # for the legend
-    shown.legend(frameon=False, fontsize="small", loc="upper center", ncols=2)
-    for unused in axes[count + 1 :]:
-        unused.set_visible(False)
+            axes.plot(times, chosen[:, :, index].T, color=_color(mode), linewidth=0.8, alpha=0.6)
+        name, _, unit = names[index].rstrip(")").partition(" (")
+        axes.set(title=name, ylabel=unit, xlabel="time (s)")
+        axes.grid(alpha=0.3)
+    # The last row's rest, so that no part of the picture is empty.
+    _plot_shares(figure.add_subplot(grid[-1, count % columns :]), labels, modes)
+    shown = "" if count == len(names) else f" (the first {count} of {len(names)} entries of the state)"
+    figure.suptitle(f"Sampled trajectories beside demonstrations{shown}")
+    keys = [("demonstrations", _DEMONSTRATED), *((f"samples, mode {m}", _color(m)) for m in range(len(modes.centres)))]
+    keys += [("samples between modes", _color(-1))] if (labels < 0).any() else []
+    lines = [Line2D([], [], color=color, linewidth=2, label=name) for name, color in keys]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 2 * columns), frameon=False)
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
-def _entry_name(task: "FlowMatchingTask", index: int) -> str:
-    layout = layout_of(task.physics)
-    if layout is None:
-        return f"state {index}"
-    return f"qpos {index}" if index < layout.nq else f"qvel {index - layout.nq}"
+def _plot_shares(axes: Any, labels: np.ndarray, modes: Modes) -> None:
+    numbers = np.arange(len(modes.centres))
+    colors = [_color(int(mode)) for mode in numbers]
+    axes.bar(numbers - 0.2, modes.shares(), 0.4, color=_DEMONSTRATED)
+    axes.bar(numbers + 0.2, [np.mean(labels == mode) for mode in numbers], 0.4, color=colors)
+    axes.bar(len(numbers), np.mean(labels < 0), 0.4, color=_color(-1))
+    axes.set_xticks([*numbers, len(numbers)], [*map(str, numbers), "between"])
+    axes.set(title="share of each mode", ylabel="share of the trajectories", xlabel="mode")
+
+
+def _color(mode: int) -> str:
+    """Of a mode's samples, and of those between modes."""
+    return "tab:red" if mode < 0 else _COLORS[mode % len(_COLORS)]
 
 
 def _film(task: "FlowMatchingTask", samples: np.ndarray, path: Path) -> Path | None:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from galvanax.errors import ConfigError
 from galvanax.networks.gru_dynamics import GRUEnsemble
 from galvanax.physics.error_growth import ErrorGrowth, error_growth, linear_extrapolation, persistence
+from galvanax.physics.state_labels import label_layout
 
 if TYPE_CHECKING:
     from galvanax.datamodules.datamodule import DataModule
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 BEYOND = 10  # horizons that are looked at
 EXAMPLES = 1000
-UNITS = {"all": "normalised", "positions": "m", "angles": "rad", "rotations": "rad", "velocities": "rad/s or m/s"}
+UNITS = {  # of squared errors
+    "all": "normalised",
+    "positions": "m²",
+    "angles": "rad²",
+    "rotations": "rad²",
+    "velocities": "m²/s² or rad²/s²",
+}
 
 
 def report_error_growth(
@@ -101,8 +108,8 @@ def _plot(growth: Mapping[str, ErrorGrowth], horizon: int, dt: float, path: Path
             color, line = styles.get(name, (f"C{index}", "-"))
             times = dt * np.arange(1, len(part.mse[group]) + 1)
             axes.semilogy(times, part.mse[group], color=color, linestyle=line, label=name.replace("_", " "))
-        axes.axvline(dt * horizon, color="0.8", linewidth=1, zorder=0)
-        axes.set(xlabel="time ahead (s)", title=group, ylabel=f"mean squared error ({UNITS[group]}, squared)")
+        axes.axvline(dt * horizon, color="0.8", linewidth=1, zorder=0, label="horizon")
+        axes.set(xlabel="time ahead (s)", title=group, ylabel=f"mean squared error\n({UNITS[group]})")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False, fontsize="small")
     _save(figure, path)
@@ -114,14 +121,18 @@ def _plot_example(predicted: np.ndarray, states: np.ndarray, task: "GRUDynamicsT
     count, dt = states.shape[-1], task.dt or 1.0
     figure = Figure(figsize=(9.6, 1.6 * -(-count // 2)), layout="constrained")
     times = dt * (np.arange(len(states)) - task.history + 1)
-    for index, axes in enumerate(figure.subplots(-(-count // 2), 2, squeeze=False, sharex=True).ravel()[:count]):
-        name = f"qpos {index}" if index < task.layout.nq else f"qvel {index - task.layout.nq}"
+    all_axes = figure.subplots(-(-count // 2), 2, squeeze=False, sharex=True).ravel()
+    for unused in all_axes[count:]:  # of an odd number, the last
+        unused.remove()
+        all_axes[count - 2].tick_params(labelbottom=True)
+    for index, (axes, name) in enumerate(zip(all_axes, label_layout(task.layout), strict=False)):
         axes.plot(times, states[:, index], color="0.55", linewidth=3, label="true")
         axes.plot(times[task.history :], predicted[:, index], color="tab:blue", label="model, fed back")
         axes.axvline(0, color="0.8", linewidth=1, zorder=0)
         axes.set(ylabel=name)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False, fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    figure.suptitle("One trajectory, predicted from its history", fontsize="medium")
     figure.supxlabel("time from the present (s)", fontsize="medium")
     _save(figure, path)
 

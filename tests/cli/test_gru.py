@@ -3,9 +3,27 @@
 import json
 
 import numpy as np
+from pictures import drawn, words
 
 import galvanax as gx
 from galvanax.cli.main import main
+
+
+def labelled(figures):
+    """The pictures have units; the rail's coordinate is a length, the poles' are angles (the logs don't say)."""
+    entries = [axes.get_ylabel() for axes in figures["predicted_vs_true.png"].axes]
+    positions = ["qpos 0 (m or rad)", "qpos 1 (rad)", "qpos 2 (rad)"]
+    assert entries == [*positions, "qvel 0 (m/s or rad/s)", "qvel 1 (rad/s)", "qvel 2 (rad/s)"]
+    assert words(figures["predicted_vs_true.png"]) == ["true", "model, fed back"]
+    growth = figures["error_growth.png"]
+    units = {axes.get_title(): axes.get_ylabel().partition("\n")[2] for axes in growth.axes}
+    assert units == {
+        "all": "(normalised)",
+        "positions": "(m²)",
+        "angles": "(rad²)",
+        "velocities": "(m²/s² or rad²/s²)",
+    }
+    assert words(growth) == ["model", "persistence", "linear extrapolation", "horizon"]
 
 
 def test_logs_near_the_reference_pose(tmp_path):
@@ -21,7 +39,9 @@ def test_logs_to_evaluation(tmp_path, monkeypatch, capsys):
     main(["simulate", "double-cart-pole", "--output", "logs", "--num-trajectories", "12", "--length", "60"])
     short = ["--data.data", "logs", "--trainer.max-epochs", "8", "--task.hidden-size", "16", "--data.history", "5"]
     short += ["--task.learning-rate", "0.01"]
-    main(["fit", "double-cart-pole-gru", *short])
+    with drawn() as figures:
+        main(["fit", "double-cart-pole-gru", *short])
+    labelled(figures)
     main(
         [
             "fit",

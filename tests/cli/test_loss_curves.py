@@ -1,29 +1,23 @@
 """The picture of a run's course: what a reader finds in it."""
 
 import pytest
-from matplotlib.figure import Figure
+from pictures import drawn
 
 from galvanax.cli.loss_curves import plot_loss_curves
 
 
 @pytest.fixture
-def draw(tmp_path, monkeypatch):
+def draw(tmp_path):
     """`draw(table)` gives the picture's panels, `{title: (scale of the y-axis, {label: points})}`."""
-    figures = []
 
-    def save(figure, *arguments, **settings):
-        figures.append(figure)
-        return original(figure, *arguments, **settings)
-
-    original = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", save)
-
-    def drawn(table):
+    def draw(table):
         (tmp_path / "metrics.csv").write_text(table)
-        plot_loss_curves(tmp_path / "metrics.csv", tmp_path / "loss_curves.png")
+        with drawn() as figures:
+            plot_loss_curves(tmp_path / "metrics.csv", tmp_path / "loss_curves.png")
         assert (tmp_path / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
+        ((_, figure),) = figures.items()
         panels = {}
-        for axes in figures.pop().axes:
+        for axes in figure.axes:
             lines = {line.get_label(): line for line in axes.get_lines()}
             # One that is not seen is not in the picture.
             assert all(line.get_marker() == "o" or len(line.get_xdata()) > 1 for line in lines.values())
@@ -31,7 +25,7 @@ def draw(tmp_path, monkeypatch):
             panels[axes.get_title()] = (axes.get_yscale(), points)
         return panels
 
-    return drawn
+    return draw
 
 
 def test_a_ppo_run_shows_its_returns(draw):

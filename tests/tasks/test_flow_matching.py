@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
+from pictures import blank_part, drawn, words
 from scipy.spatial.transform import Rotation
 
 import galvanax as gx
@@ -236,6 +238,25 @@ def test_the_report_judges_both_kinds(fitted, data, tmp_path):
     np.testing.assert_allclose(figures["demonstration_mode_shares"], 0.5, atol=0.15)
     assert all(figures[f"seconds/{n}_ode_steps/batch_{b}"] > 0 for n in (1, 4) for b in (1, 32))
     assert (tmp_path / "samples.png").stat().st_size > 10_000
+
+
+def test_the_picture_of_samples_says_what_it_shows(fitted, data, tmp_path):
+    task = dataclasses.replace(fitted.task, ode_steps=1, num_samples=2)
+    with drawn() as figures:
+        shares = task.report(fitted.model, data, tmp_path, num_examples=6)["mode_shares"]
+    figure = figures["samples.png"]
+    angle, velocity, modes = figure.axes
+    assert (angle.get_title(), angle.get_ylabel(), angle.get_xlabel()) == ("angle", "rad", "time (s)")
+    assert (velocity.get_title(), velocity.get_ylabel()) == ("angular velocity", "rad/s")
+    assert angle.get_lines()[0].get_xdata()[-1] == pytest.approx(task.horizon * task.dt)
+    assert all((modes.get_title(), modes.get_ylabel(), modes.get_xlabel()))
+    assert [label.get_text() for label in modes.get_xticklabels()] == ["0", "1", "between"]
+    samples = {"samples, mode 0": "tab:blue", "samples, mode 1": "tab:orange"}
+    assert words(figure)[:3] == ["demonstrations", *samples]
+    # A mode has one colour in the whole picture, which the legend names.
+    bars = [bar for bar in modes.patches if bar.get_facecolor() in [to_rgba(color) for color in samples.values()]]
+    assert [bar.get_height() for bar in bars] == pytest.approx(shares)
+    assert blank_part(tmp_path / "samples.png") < 0.15
 
 
 def test_admissibility_is_the_distance_to_what_some_action_reaches():
