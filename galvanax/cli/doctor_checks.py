@@ -23,6 +23,7 @@ from packaging.version import Version
 # The versions that the test suite has passed with, on Python 3.11 and 3.12.
 TESTED_PYTHON = ("3.11", "3.12")
 TESTED = {
+    "absl-py": ("2.5.1",),
     "brax": ("0.14.2",),
     "cattrs": ("26.2.1",),
     "clu": ("0.0.12",),

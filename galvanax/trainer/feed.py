@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import absl.flags
 import grain
 import jax
 import numpy as np
@@ -46,8 +48,11 @@ class TrainFeed:
         self._dataset, self.steps_per_epoch = dataset, limit
         if isinstance(dataset, grain.MapDataset):
             self.steps_per_epoch = limit if _is_endless(dataset) else min(limit or len(dataset), len(dataset))
-        stream = self._stream(dataset)
-        first = next(iter(stream), None)
+        _allow_workers()
+        self._iterator = iter(self._stream(dataset))
+        self._taken = copy.deepcopy(self._iterator.get_state())
+        # Kept for the first step: another iterator would start its worker processes anew.
+        first = self._first = next(self._iterator, None)
         if first is None:
             raise DataError("train_dataset holds no batch.")
         self.batch_size = count_rows(first, "The first training batch")
@@ -56,8 +61,6 @@ class TrainFeed:
             index, last = _last(dataset, self.steps_per_epoch)
             if last is not None:
                 _compare(last, self.spec, f"Training batch {index} (the last of an epoch)")
-        self._iterator = iter(stream)
-        self._taken = copy.deepcopy(self._iterator.get_state())
         self._ready: tuple[int, Any, Any] | None = None
 
     def place(self, capacity: int, sharding: jax.sharding.Sharding) -> None:
@@ -66,9 +69,9 @@ class TrainFeed:
         here = placement.rows_here(sharding, (capacity, self.batch_size))
         self._reads_here = isinstance(self._dataset, ReadsRows) and here != slice(0, self.batch_size)
         if self._reads_here:
-            position = self._iterator.get_state()
+            self.close()
             self._iterator = iter(self._stream(self._dataset.only(here)))
-            self._iterator.set_state(position)
+            self.position = self._taken
 
     @property
     def position(self) -> Any:
@@ -77,8 +80,12 @@ class TrainFeed:
 
     @position.setter
     def position(self, state: Any) -> None:
-        self._taken, self._ready = state, None
+        self._taken, self._ready, self._first = state, None, None
         self._iterator.set_state(state)
+
+    def close(self) -> None:
+        """Ends the threads and processes that read ahead."""
+        self._iterator.close()
 
     def take(self, count: int) -> Any:
         """The next `count` batches, stacked to `(capacity, batch, ...)` and on their way to the devices.
@@ -115,7 +122,9 @@ class TrainFeed:
     def _batches(self, count: int) -> Iterator[tuple[str, Any]]:
         for index in range(count):
             try:
-                yield "A training batch", next(self._iterator)
+                batch = next(self._iterator) if self._first is None else self._first
+                self._first = None
+                yield "A training batch", batch
             except StopIteration:
                 raise DataError(
                     f"The training stream ended {count - index} batches before it was meant to: "
@@ -141,7 +150,9 @@ class EvaluationFeed:
 
     def __init__(self, dataset: grain.MapDataset | grain.IterDataset, limit: int | None, multiple: int, split: str):
         self._dataset, self._limit, self._name = dataset, limit, SPLITS[split]
-        first = next(iter(dataset), None)
+        _allow_workers()
+        with contextlib.closing(iter(dataset)) as batches:
+            first = next(batches, None)
         if first is None:
             raise DataError(f"{split}_dataset holds no batch.")
         sizes = [
@@ -163,15 +174,14 @@ class EvaluationFeed:
         """Yields `(stack (capacity, batch, ...), rows of each batch)`."""
         waiting: list[tuple[str, Any]] = []
         rows: list[int] = []
-        for index, batch in enumerate(self._dataset):
-            if index == self._limit:
-                break
-            found, padded, name = self._padded(index, batch)
-            rows.append(found)
-            waiting.append((name, padded))
-            if len(waiting) == capacity:
-                yield _stack(waiting, self.spec, capacity, sharding), rows
-                waiting, rows = [], []
+        with contextlib.closing(iter(self._dataset)) as batches:
+            for index, batch in enumerate(itertools.islice(batches, self._limit)):
+                found, padded, name = self._padded(index, batch)
+                rows.append(found)
+                waiting.append((name, padded))
+                if len(waiting) == capacity:
+                    yield _stack(waiting, self.spec, capacity, sharding), rows
+                    waiting, rows = [], []
         if waiting:
             yield _stack(waiting, self.spec, capacity, sharding), rows
 
@@ -196,6 +206,12 @@ def check_divisible(batch_size: int, devices: int) -> None:
             f"A batch of {batch_size} rows cannot be split over {devices} devices. "
             f"Nearest batch sizes: {f'{lower}, ' if lower else ''}{lower + devices}."
         )
+
+
+def _allow_workers() -> None:
+    """Grain's worker processes read flags of absl, which only a program that absl has started has parsed."""
+    if not absl.flags.FLAGS.is_parsed():
+        absl.flags.FLAGS.mark_as_parsed()
 
 
 def _last(dataset: grain.MapDataset, count: int | None) -> tuple[int, Any]:

@@ -90,9 +90,10 @@ class Trainer:
         """
         if self.fast_dev_run:
             return self._one_batch().fit(task, data)
-        with contextlib.ExitStack() as lock, processes.together() as common:
-            processes.from_main("lock", lambda: lock.enter_context(hold(self.run_dir)))
+        with contextlib.ExitStack() as held, processes.together() as common:
+            processes.from_main("lock", lambda: held.enter_context(hold(self.run_dir)))
             run = start_run(self, task, data, resume)
+            held.callback(run.feed.close)
             common.on_error = run.fail
             run.begin()
             while run.step < run.num_steps and run.stop_reason is None:
