@@ -3,6 +3,8 @@
 import contextlib
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 
 class Terminal(Console):
@@ -17,3 +19,14 @@ def say(text: object) -> None:
     """Prints, if it can be printed."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table of which nothing is cut: folded on a narrow terminal, as wide as it is where there is none."""
+    console = Terminal()
+    for column in table.columns:
+        column.overflow = "fold"
+    if not console.is_terminal:
+        wide = console.options.update(max_width=10_000)
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)

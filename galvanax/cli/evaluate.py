@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 from flax import nnx
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from galvanax.runs.checkpoints import CheckpointFolder
 from galvanax.runs.integrity import read_meta
 from galvanax.runs.run_folder import CONFIG, find_run, read_config
 from galvanax.tasks.task import Task
+from galvanax.terminal import print_table
 from galvanax.trainer import processes
 from galvanax.trainer.run import FitResult
 from galvanax.trainer.trainer import Trainer
@@ -216,4 +216,4 @@ def _print(figures: dict[str, Any], record: Path) -> None:
             table.add_row(name, f"{value:.4g}" if math.isfinite(value) else str(value))
         elif not isinstance(value, list | dict):
             table.add_row(name, str(value))
-    Console().print(table)
+    print_table(table)

@@ -10,20 +10,32 @@ from galvanax.trainer.compile_cache import enable_compile_cache
 
 USAGE = """usage: galvanax COMMAND ...
 
-  fit EXPERIMENT [--resume [CHECKPOINT]] [--overwrite] [flags]   train; `galvanax fit EXPERIMENT --help` lists the flags
-  launch --processes N fit EXPERIMENT ...                        the same, in several processes: one for each GPU
-  evaluate RUN_DIR [--checkpoint CHECKPOINT]                     measure a finished run again
-  export RUN_DIR --output FILE [--checkpoint CHECKPOINT]         its weights (.safetensors) or policy (.onnx, .jax)
-  play RUN_DIR [--num-episodes N] [--command VX VY YAW] [flags]  measure and film a PPO run's policy
-  collect RUN_DIR --num-episodes N --output FILE.npz [flags]     write down a PPO run's motions, as data
-  sample RUN_DIR --num-samples N --output FILE.npz [flags]       trajectories of a flow-matching run, as data
-  simulate SYSTEM --output DIR [flags]                           write CSV logs of a system's random motion
-  render SOURCE [--output DIR] [--camera NAME] [flags]           film, contact sheet, web page of a trajectory or model
-  list                                                           the experiments
-  doctor [--json] [--only CHECK ...]                             check this machine: packages, GPU, physics, rendering
+  fit EXPERIMENT [--resume [CHECKPOINT]] [--overwrite] [flags]
+      train; `galvanax fit EXPERIMENT --help` lists the flags
+  launch --processes N fit EXPERIMENT ...
+      the same, in several processes: one for each GPU
+  evaluate RUN_DIR [--checkpoint CHECKPOINT]
+      measure a finished run again
+  export RUN_DIR --output FILE [--checkpoint CHECKPOINT]
+      its weights (.safetensors) or policy (.onnx, .jax)
+  play RUN_DIR [--num-episodes N] [--command VX VY YAW] [flags]
+      measure and film a PPO run's policy
+  collect RUN_DIR --num-episodes N --output FILE.npz [flags]
+      write down a PPO run's motions, as data
+  sample RUN_DIR --num-samples N --output FILE.npz [flags]
+      trajectories of a flow-matching run, as data
+  simulate SYSTEM --output DIR [flags]
+      write CSV logs of a system's random motion
+  render SOURCE [--output DIR] [--camera NAME] [flags]
+      film, contact sheet, web page of a trajectory or model
+  list
+      the experiments
+  doctor [--json] [--only CHECK ...]
+      check this machine: packages, GPU, physics, rendering
 
-EXPERIMENT is a name from `galvanax list`, or path/to/file.py:name of your own gx.Experiment. Commands on a run of your
-own take it again, as --experiment path/to/file.py:name: a run folder is data, and no code that it names is run."""
+EXPERIMENT is a name from `galvanax list`, or path/to/file.py:name of your own
+gx.Experiment. Commands on a run of your own take it again, as --experiment
+path/to/file.py:name: a run folder is data, and no code that it names is run."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,10 +97,15 @@ def _command(name: str) -> Callable[[list[str]], None]:
 
 
 def _list(arguments: list[str]) -> None:
-    from galvanax.experiments.registry import EXPERIMENTS
+    from rich.table import Table
 
+    from galvanax.experiments.registry import EXPERIMENTS
+    from galvanax.terminal import print_table
+
+    table = Table.grid(padding=(0, 2))
     for name, build in EXPERIMENTS.items():
-        print(f"{name:24s} {(inspect.getdoc(build) or '').splitlines()[0]}")
+        table.add_row(name, (inspect.getdoc(build) or "").partition("\n")[0])
+    print_table(table)
 
 
 if __name__ == "__main__":

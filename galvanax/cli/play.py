@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from galvanax.rendering.write_clip import FORMATS, Format, write_clip
 from galvanax.runs.integrity import read_meta
 from galvanax.runs.run_folder import find_run
 from galvanax.tasks.policy_rollout import Command, Episodes, episode_clip, episode_keys, mujoco_model, play_episodes
+from galvanax.terminal import print_table
 
 
 @dataclasses.dataclass
@@ -100,7 +100,7 @@ def play(arguments: list[str]) -> None:
             height=command.height,
             title=f"{run_dir.resolve().name}, step {figures['step']}",
         )
-    print(f"wrote {', '.join(map(str, written))}")
+    print("wrote " + "\n      ".join(map(str, written)))
 
 
 def summary(episodes: Episodes) -> dict[str, Any]:
@@ -137,4 +137,4 @@ def _print(figures: dict[str, Any], title: str) -> None:
     units = {"lin_vel_error": "lin_vel_error (m/s)", "ang_vel_error": "ang_vel_error (rad/s)"}
     for name, value in figures["metrics"].items():
         table.add_row(units.get(name, name), f"{value:.4g}")
-    Console().print(table)
+    print_table(table)
