@@ -142,3 +142,17 @@ def test_each_of_two_keeps_its_own_state(tmp_path):
     assert int(result.state.step) == 4 * 8
     assert result.stop_reason == "val/loss has not improved on 0 in 3 validations"
     assert states["val/score"] == {"best": -inf, "waited": 2, "reason": None}
+
+
+@pytest.mark.behaviour("peers 12")
+def test_not_before_so_many_epochs():
+    """Of one's own: what comes before is not looked at."""
+
+    class Late(gx.EarlyStopping):
+        def on_validation_end(self, run, metrics):
+            if run.epoch >= 4:
+                super().on_validation_end(run, metrics)
+
+    trainer = gx.Trainer(max_epochs=9, callbacks=[Late("val/score", "min", patience=2)])
+    result = trainer.fit(Scripted(values=(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0)), line_data())
+    assert int(result.state.step) == 8 * 8

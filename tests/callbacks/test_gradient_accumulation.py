@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from support import LineTask, NetTask, Recorder, assert_same_state, net_data, regression
+from support import LineTask, NetTask, Recorder, assert_same_state, line_data, net_data, regression
 
 import galvanax as gx
 
@@ -70,6 +70,22 @@ def test_the_weights_move_at_every_fourth_step():
     kernels = [recorder.states[step]["layers/0/kernel"] for step in range(1, 13)]
     moved = [step for step in range(2, 13) if (kernels[step - 1] != kernels[step - 2]).any()]
     assert moved == [4, 8, 12]
+
+
+@pytest.mark.behaviour("peers 67")
+def test_a_schedule_of_ones_own():
+    """No callback: one step to each of the first two updates, four to each of the others."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Task(LineTask):
+        def build_optimizer(self, num_steps):
+            steps = lambda updates: jnp.where(updates < 2, 1, 4)  # noqa: E731
+            return optax.MultiSteps(optax.sgd(self.learning_rate), steps).gradient_transformation()
+
+    recorder = Recorder(tuple(range(1, 13)))
+    gx.Trainer(max_steps=12, callbacks=[recorder]).fit(Task(), line_data())
+    weights = [recorder.states[step]["kernel"].item() for step in range(1, 13)]
+    assert [step for step in range(2, 13) if weights[step - 1] != weights[step - 2]] == [2, 6, 10]
 
 
 @pytest.mark.behaviour("peers 64", "reports 5")

@@ -24,7 +24,7 @@ from galvanax.physics.quiet_mjx import mjx
 STATES = 200
 
 
-@pytest.mark.behaviour("peers 160")
+@pytest.mark.behaviour("peers 132", "peers 160")
 @pytest.mark.parametrize("name", ROBOTS)
 def test_a_step_is_a_plain_loop(name):
     """PD torques anew in each timestep, clipped: as C MuJoCo under numpy's PD, with gentle and wild actions."""

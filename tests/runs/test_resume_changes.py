@@ -108,7 +108,7 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.behaviour("peers 56", "peers 81")
+@pytest.mark.behaviour("peers 56", "peers 76", "peers 80", "peers 81")
 @pytest.mark.parametrize("kind", WRAPPERS)
 @pytest.mark.parametrize("added", [True, False])
 def test_added_and_removed(tmp_path, caplog, kind, added):

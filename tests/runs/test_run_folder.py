@@ -178,6 +178,11 @@ def test_a_finished_run_that_is_started_again_has_nothing_to_do(finished, tmp_pa
     result = settings(folder).fit(NetTask(), net_data(), resume="auto")
     assert_same_state(result.state, finished[1].state)
     assert (folder / "metrics.csv").read_bytes() == (finished[0] / "metrics.csv").read_bytes()
+    metas = [
+        sorted((path.parent.name, path.read_bytes()) for path in each.rglob("meta.json"))
+        for each in (folder, finished[0])
+    ]
+    assert metas[0] == metas[1]  # they hold the time, too
 
 
 @pytest.mark.behaviour("peers 9")

@@ -272,6 +272,10 @@ def test_the_weights_load_and_act_without_data(learned):
     assert actions.shape == (3, 1)
     assert actions[0, 0] > 0.5 > -0.5 > actions[1, 0]
     assert abs(actions[2, 0]) < 0.3
+    _, last = PPOTask.load(trainer.run_dir, "last")
+    np.testing.assert_array_equal(
+        task.predict(last, obs, jax.random.key(0)), task.predict(result.model, obs, jax.random.key(0))
+    )
     same = gx.Trainer(max_steps=1, run_dir=trainer.run_dir).validate(task, data)
     assert same["val/episode_return"] == pytest.approx(
         max(result.metrics["val/episode_return"], same["val/episode_return"]), rel=1e-6
