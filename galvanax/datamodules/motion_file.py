@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from galvanax.datamodules.npz_table import NpzFile, NpzTable
+from galvanax.datamodules.trajectory_table import Trajectory
 from galvanax.errors import DataError, nearest
 from galvanax.physics.layout import StateLayout
 
@@ -108,6 +109,31 @@ class MotionFile:
             rows = places if self.actions.rows == self.states.rows else places - places // self.steps
             windows["actions"] = self.actions.windows(rows, horizon)
         return windows
+
+    def trajectories(self) -> list[Trajectory]:
+        """Each trajectory without its padding, in memory.
+
+        Raises:
+          DataError: the file has no actions, or doesn't say `dt` or `nq`; or its numbers are wrong, as `check` says.
+        """
+        missing = [name for name in ("actions", "dt", "nq") if getattr(self, name) is None]
+        if self.actions is None or self.dt is None or self.nq is None:
+            raise DataError(f"{self.path} has states and no {', '.join(missing)}; `galvanax collect` writes them.")
+        self.check(None)
+        numbers = np.arange(len(self))
+        states = self.states.windows(numbers * self.steps, self.steps)
+        per_trajectory = self.actions.rows // len(self)
+        actions = self.actions.windows(numbers * per_trajectory, per_trajectory)
+        # The action of the last row leads nowhere.
+        actions = np.pad(actions, ((0, 0), (0, self.steps - per_trajectory), (0, 0)), mode="edge")
+        found = []
+        for number, length in enumerate(self.lengths):
+            name = f"{self.path}, trajectory {number}"
+            if length < 2:
+                raise DataError(f"{name} has {length} rows of numbers; expected at least 2.")
+            time = np.arange(length) * self.dt
+            found.append(Trajectory(name, time, states[number, :length], actions[number, :length], self.nq))
+        return found
 
     def counting(self, table: NpzTable, first: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Of some rows of one of the tables: their trajectories `(rows,)`, and which are no padding `(rows,)`."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from galvanax.datamodules.trajectory_table import Trajectory
 
-FORMAT = 1
+FORMAT = 2
 
 # What numpy and zipfile raise about files that are not as they were written.
 DAMAGE = (OSError, ValueError, KeyError, EOFError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error)
@@ -38,7 +38,6 @@ class Entry:
     def __init__(self, source: str | Path, files: list[Path], period_tolerance: float):
         absolute = os.path.abspath(os.path.expanduser(source))
         self.path = cache_folder() / f"{hashlib.sha256(absolute.encode()).hexdigest()[:32]}.npz"
-        self._names = [str(path) for path in files]
         states = [(os.path.abspath(path), (info := path.stat()).st_size, info.st_mtime_ns) for path in files]
         self._key = json.dumps([FORMAT, period_tolerance, states])
 
@@ -49,8 +48,8 @@ class Entry:
                 if file["key"].item() != self._key:
                     return None
                 # Zip archives carry a checksum of each array: damage doesn't pass.
-                nq, bounds, timestamp, states, actions = (
-                    file[name] for name in ("nq", "bounds", "timestamp", "states", "actions")
+                names, nq, bounds, timestamp, states, actions = (
+                    file[name] for name in ("names", "nq", "bounds", "timestamp", "states", "actions")
                 )
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -58,8 +57,8 @@ class Entry:
             logger.warning("%s is damaged (%s): reading the files again.", self.path, error)
             return None
         return [
-            Trajectory(name, timestamp[start:stop], states[start:stop], actions[start:stop], int(nq))
-            for name, start, stop in zip(self._names, bounds[:-1], bounds[1:], strict=True)
+            Trajectory(str(name), timestamp[start:stop], states[start:stop], actions[start:stop], int(nq))
+            for name, start, stop in zip(names, bounds[:-1], bounds[1:], strict=True)
         ]
 
     def save(self, trajectories: list[Trajectory]) -> None:
@@ -72,6 +71,7 @@ class Entry:
                 np.savez(
                     file,
                     key=np.array(self._key),
+                    names=np.array([trajectory.name for trajectory in trajectories], np.str_),
                     nq=np.array(trajectories[0].nq),
                     bounds=np.cumsum([0, *map(len, trajectories)]),
                     timestamp=np.concatenate([trajectory.timestamp for trajectory in trajectories]),

@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 
 from galvanax.datamodules import trajectory_cache
+from galvanax.datamodules.motion_file import MotionFile
+from galvanax.datamodules.npz_table import NpzFile
 from galvanax.datamodules.trajectory_columns import GROUPS, TIME, find_columns
 from galvanax.datamodules.trajectory_csv import read_csv
 from galvanax.datamodules.trajectory_table import Table, Trajectory
@@ -25,7 +27,7 @@ def read_trajectories(
     Each file is a table of the columns `timestamp` (s), `qpos_0`, `qpos_1`, ..., `qvel_0`, ..., `ctrl_0`, ... in any
     order, with at least one of each: a row is a state and the control applied from it to the next row. In an NPZ file
     the columns are arrays, or `qpos`, `qvel` and `ctrl` are arrays `(rows, entries)` and `timestamp` is `(rows,)`.
-    Columns of other names are ignored.
+    Columns of other names are ignored. An NPZ file of `galvanax collect` gives a trajectory for each of its episodes.
 
     Args:
       source: a folder (not its subfolders), a glob such as `"logs/**/*.csv"`, or a file.
@@ -41,11 +43,21 @@ def read_trajectories(
     known = entry.load() if entry else None
     if known is not None:
         return known
-    trajectories = [read_trajectory(path, period_tolerance) for path in files]
+    trajectories = [one for path in files for one in read_file(path, period_tolerance)]
     check_alike(trajectories, period_tolerance)
     if entry:
         entry.save(trajectories)
     return trajectories
+
+
+def read_file(path: Path, period_tolerance: float) -> list[Trajectory]:
+    """What one file holds: a log, or the episodes that `galvanax collect` wrote. Raises as `read_trajectories` does."""
+    if path.suffix.lower() == ".npz":
+        with NpzFile(path) as file:
+            episodes = "states" in file and TIME not in file
+        if episodes:
+            return MotionFile.open(path).trajectories()
+    return [read_trajectory(path, period_tolerance)]
 
 
 def read_trajectory(path: str | Path, period_tolerance: float = PERIOD_TOLERANCE) -> Trajectory:

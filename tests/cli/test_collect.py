@@ -7,9 +7,11 @@ import mujoco
 import numpy as np
 import pytest
 
+import galvanax as gx
 from galvanax.cli.main import main
 from galvanax.cli.runs import load_policy
 from galvanax.physics import load_model
+from galvanax.rendering import load_trajectory
 from galvanax.tasks.collect_motions import collect_motions, save_motions
 
 
@@ -57,6 +59,46 @@ def test_what_is_in_the_file(motions):
     assert str(motions["model_name"])
     assert list(motions["action_names"]) == ["push"]
     np.testing.assert_array_equal(motions["episodes"], np.arange(6))
+
+
+def test_the_file_is_logs_to_learn_dynamics_from(motions, tmp_path):
+    np.savez(tmp_path / "motions.npz", **motions)
+    lengths = np.full(6, 50)
+    lengths[2] = 7
+    np.savez(tmp_path / "short.npz", **(motions | {"lengths": lengths}))
+    for name in ("motions", "short", "short"):  # the third time from the cache
+        found = gx.read_trajectories(tmp_path / f"{name}.npz")
+        expected = motions["lengths"] if name == "motions" else lengths
+        assert [one.name for one in found] == [f"{tmp_path / name}.npz, trajectory {i}" for i in range(6)]
+        for number, (one, length) in enumerate(zip(found, expected, strict=True)):
+            np.testing.assert_array_equal(one.states, motions["states"][number, :length])
+            np.testing.assert_array_equal(one.actions, motions["actions"][number, :length])
+            np.testing.assert_allclose(one.timestamp, 0.02 * np.arange(length))
+            assert one.nq == 2
+    data = gx.TrajectoryDataModule(str(tmp_path / "motions.npz"), system="cart-pole", history=2, horizon=2)
+    data.setup()
+    assert data.dt == pytest.approx(0.02)
+    assert len(data.trajectories("train")) == 4
+    for name, message in (("dt", "no dt"), ("actions", "no actions")):
+        np.savez(tmp_path / "less.npz", **{key: array for key, array in motions.items() if key != name})
+        with pytest.raises(gx.DataError, match=rf"less\.npz has states and {message}"):
+            gx.read_trajectories(tmp_path / "less.npz")
+
+
+def test_the_file_can_be_seen(motions, tmp_path, capsys):
+    source = tmp_path / "motions.npz"
+    np.savez(source, **motions)
+    run("render", source, "--episode", 3, "--output", tmp_path / "three.npz")
+    clip = load_trajectory(tmp_path / "three.npz")
+    length = motions["lengths"][3]
+    np.testing.assert_array_equal(clip.qpos, motions["states"][3, :length, :2])
+    np.testing.assert_array_equal(clip.qvel, motions["states"][3, :length, 2:])
+    assert clip.joint_names == ("slider", "hinge")
+    assert "episode=6" in fails(capsys, "render", source, "--episode", 6)
+    assert "holds one motion" in fails(capsys, "render", tmp_path / "three.npz", "--episode", 1)
+    assert "is a model" in fails(capsys, "render", "cart-pole", "--episode", 1)
+    np.savez(source, **(motions | {"model_name": "cart-pol"}))
+    assert "is no bundled model" in fails(capsys, "render", source)
 
 
 def test_the_same_episodes_as_play(ppo_run, tiny_ppo, motions, tmp_path):
