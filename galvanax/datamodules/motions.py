@@ -14,6 +14,7 @@ import numpy as np
 from galvanax.datamodules.arrays import BatchDataset, GatheredDataset
 from galvanax.datamodules.datamodule import DataModule, Moments, Statistics
 from galvanax.datamodules.motion_file import MotionFile, find_motion_files
+from galvanax.datamodules.trajectory_table import warn_of_period
 from galvanax.errors import ConfigError, DataError
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.models import bundled_models, load_model
@@ -98,6 +99,7 @@ class MotionDataModule(DataModule):
             return self.control_dt
         if self.control_dt is not None and not _same_period(self.control_dt, stated.dt):
             raise ConfigError(f"control_dt={self.control_dt}; {stated.path} has dt = {stated.dt:g} s. Leave it out.")
+        warn_of_period(str(stated.path), stated.dt)
         return stated.dt
 
     @functools.cached_property

@@ -13,7 +13,7 @@ from galvanax.datamodules.motion_file import MotionFile
 from galvanax.datamodules.npz_table import NpzFile
 from galvanax.datamodules.trajectory_columns import GROUPS, TIME, find_columns
 from galvanax.datamodules.trajectory_csv import read_csv
-from galvanax.datamodules.trajectory_table import Table, Trajectory
+from galvanax.datamodules.trajectory_table import Table, Trajectory, warn_of_period
 from galvanax.errors import DataError, nearest
 
 PERIOD_TOLERANCE = 0.1
@@ -40,13 +40,13 @@ def read_trajectories(
     """
     files = find_files(source)
     entry = trajectory_cache.Entry(source, files, period_tolerance) if cache else None
-    known = entry.load() if entry else None
-    if known is not None:
-        return known
-    trajectories = [one for path in files for one in read_file(path, period_tolerance)]
-    check_alike(trajectories, period_tolerance)
-    if entry:
-        entry.save(trajectories)
+    trajectories = entry.load() if entry else None
+    if trajectories is None:
+        trajectories = [one for path in files for one in read_file(path, period_tolerance)]
+        check_alike(trajectories, period_tolerance)
+        if entry:
+            entry.save(trajectories)
+    warn_of_period(trajectories[0].name, trajectories[0].dt)
     return trajectories
 
 

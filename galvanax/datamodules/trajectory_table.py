@@ -1,6 +1,7 @@
 """A logged table, whatever file it came from, and the check that it is a trajectory."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,22 @@ from galvanax.errors import DataError
 
 # In rad, m, s and N·m no robot's state or control is as large: it is a broken sensor or another unit.
 LARGEST = 1e6
+
+
+# A robot is controlled and logged many times a second; these are units in which the usual periods are far more.
+SLOWEST, UNITS = 0.99, ((0.99e6, "ns"), (0.99e3, "µs"), (0.0, "ms"))
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_period(name: str, dt: float) -> None:
+    """Warns where a sampling period (s) is so long that the times may be in another unit; velocities would not fit."""
+    if dt >= SLOWEST:
+        unit = next(unit for least, unit in UNITS if dt >= least)
+        logger.warning(
+            "%s has a sampling period of %.6g s. Are its times in %s? Seconds are expected, as in qvel (rad/s, m/s).",
+            name, dt, unit,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

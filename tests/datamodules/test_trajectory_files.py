@@ -210,6 +210,20 @@ def test_files_must_agree(tmp_path):
         read_trajectories(tmp_path)
 
 
+@pytest.mark.parametrize(("scale", "unit"), [(1, None), (1e3, "ms"), (1e6, "µs"), (1e9, "ns")])
+@pytest.mark.parametrize("dt", [0.02, 0.001])
+def test_times_that_are_no_seconds(tmp_path, caplog, scale, unit, dt):
+    values = values_of(dt=dt)
+    values[:, 0] *= scale
+    write(tmp_path / "1.csv", text_of(values))
+    for _ in range(2):  # from the cache as well
+        caplog.clear()
+        read_trajectories(tmp_path)
+        said = [f"sampling period of {dt * scale:.6g} s. Are its times in {unit}?"] if unit else []
+        assert len(caplog.messages) == len(said)
+        assert all(text in message for text, message in zip(said, caplog.messages, strict=True))
+
+
 def test_cache(tmp_path, monkeypatch, caplog):
     folder = tmp_path / "logs"
     for i in range(3):
