@@ -37,7 +37,8 @@ class Episodes:
       action: what the environment got.
       reward: of the action.
       length: rows that count `(episodes,)`.
-      fell: whether the environment ended the episode, rather than the number of steps `(episodes,)`.
+      fell: whether the environment ended the episode `(episodes,)`, rather than cut it off: by the number of steps, or
+        by a time limit of its own (`info["truncation"]`).
       metrics: the environment's, averaged over the rows that count, each `(episodes,)`.
     """
 
@@ -253,7 +254,8 @@ def _play(
         rows = jax.tree.map(put, rows, row)
         totals = {name: total + jnp.where(alive, after.metrics[name], 0.0) for name, total in totals.items()}
         ended = alive & (after.done > 0.5)
-        return index + 1, after, memory, alive & ~ended, length + alive, fell | ended, rows, totals
+        failed = ended & ~(after.info["truncation"] > 0) if "truncation" in after.info else ended
+        return index + 1, after, memory, alive & ~ended, length + alive, fell | failed, rows, totals
 
     alive = jnp.ones(count, bool)
     carry = (jnp.int32(0), state, memory, alive, jnp.zeros(count, jnp.int32), ~alive, rows, totals)

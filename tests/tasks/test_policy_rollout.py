@@ -46,8 +46,9 @@ class Toy:
 
     action_size, observation_size = 1, 1
 
-    def __init__(self, style="brax", breaks_at=None):
+    def __init__(self, style="brax", breaks_at=None, falls_at=None, cut_off_at=None):
         self.style, self.breaks_at = style, jnp.inf if breaks_at is None else breaks_at
+        self.falls_at, self.cut_off_at = falls_at, cut_off_at
         model = load_model("pendulum")
         self.dt = np.float32(0.04)
         if style == "brax":
@@ -64,8 +65,10 @@ class Toy:
 
     def state(self, qpos, qvel, count):
         qpos = jnp.where(count >= self.breaks_at, jnp.nan, qpos)
-        fields = {"obs": qpos, "qvel": qvel, "info": {"count": count}, "reward": -qpos[0], "done": jnp.zeros(())}
-        return ToyState(self.style, fields)
+        fell, cut_off = (jnp.float32(count == at if at else 0) for at in (self.falls_at, self.cut_off_at))
+        info = {"count": count} | ({"truncation": cut_off} if self.cut_off_at else {})
+        done = jnp.maximum(fell, cut_off)
+        return ToyState(self.style, {"obs": qpos, "qvel": qvel, "info": info, "reward": -qpos[0], "done": done})
 
 
 @jax.tree_util.register_pytree_node_class
@@ -95,6 +98,22 @@ def test_the_same_episodes_as_evaluation(env, keys, played):
     np.testing.assert_array_equal(played.length, expected["episode_length"])
     np.testing.assert_allclose(played.reward.sum(1), expected["episode_return"], rtol=1e-5)
     np.testing.assert_allclose(played.metrics["upright"], expected["env/upright"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ends", "length", "fell"),
+    [
+        ({"falls_at": 5}, 5, True),
+        ({"cut_off_at": 7}, 7, False),
+        ({"falls_at": 5, "cut_off_at": 7}, 5, True),
+        ({"cut_off_at": 70}, 20, False),
+    ],
+)
+def test_an_environments_own_time_limit_is_no_fall(keys, ends, length, fell):
+    toy = Toy(**ends)
+    played = play_episodes(policy(toy), toy, keys, 20)
+    np.testing.assert_array_equal(played.length, length)
+    np.testing.assert_array_equal(played.fell, fell)
 
 
 def test_an_episode_ends_at_its_first_end(env, played):
