@@ -30,6 +30,7 @@ class Callback:
     """
 
     writes_files: ClassVar[bool] = False  # needs a run_dir; left out of a fast_dev_run
+    one_of_a_kind: ClassVar[bool] = False  # two in a run would write the same files
     runs_last: ClassVar[bool] = False  # after all others at a step, to see what they did
     main_process_only: ClassVar[bool] = False  # of several processes, only process 0 calls its host methods
 
@@ -89,7 +90,7 @@ class Callback:
         """Training metrics `(len(steps),)` of a finished dispatch. They arrive one dispatch late."""
 
     def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
-        """Training metrics averaged over the last `log_every` steps, at every multiple of it."""
+        """Training metrics averaged over the last `log_every` steps, at every multiple of it; `Task.totals` as they are."""
 
     def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
         """After a validation, with names such as `"val/loss"`."""
