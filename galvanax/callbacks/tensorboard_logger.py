@@ -33,6 +33,7 @@ class TensorBoardLogger(Callback):
     """
 
     writes_files: ClassVar[bool] = True
+    one_of_a_kind: ClassVar[bool] = True
     main_process_only: ClassVar[bool] = True
 
     def on_fit_start(self, run: "Run") -> None:

@@ -56,6 +56,7 @@ class VideoRecorder(Callback):
     """
 
     writes_files: ClassVar[bool] = True
+    one_of_a_kind: ClassVar[bool] = True
 
     every: Steps | Epochs | None = None
     num_steps: int = 500

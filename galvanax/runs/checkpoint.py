@@ -51,6 +51,7 @@ class Checkpoint(Callback):
     """
 
     writes_files: ClassVar[bool] = True
+    one_of_a_kind: ClassVar[bool] = True
     runs_last: ClassVar[bool] = True
 
     monitor: str | None = None
@@ -77,8 +78,6 @@ class Checkpoint(Callback):
     def on_fit_start(self, run: "Run") -> None:
         """See `Callback`."""
         assert run.run_dir is not None
-        if sum(isinstance(callback, Checkpoint) for callback in run.callbacks.values()) > 1:
-            raise ConfigError("Two Checkpoint callbacks would delete each other's checkpoints: use one (keep_every=).")
         self._folder = CheckpointFolder(run.run_dir)
         self._monitor = None
         if self.monitor is not None and self.mode is not None:

@@ -1,6 +1,8 @@
 """What a run is given: the right kinds of things, by the right names."""
 
 import inspect
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from galvanax.callbacks.callback import Callback
@@ -31,6 +33,7 @@ def check_parts(trainer: "Trainer", task: Any, data: Any) -> None:
         if not isinstance(callback, Callback):
             raise ConfigError(f"Trainer.callbacks holds {callback!r}; expected gx.Callback objects.")
         _check_hooks(callback)
+    _check_single(trainer.callbacks)
     if trainer.run_dir is not None and trainer.checkpoint:
         _check_stored(task)
 
@@ -46,6 +49,16 @@ def _check_kind(name: str, value: Any, kind: type, other: Any) -> None:
     raise ConfigError(
         f"Trainer.fit was given {type(value).__name__} as {name}; expected a gx.{kind.__name__}.{swapped}"
     )
+
+
+def _check_single(callbacks: Sequence[Callback]) -> None:
+    kinds = [type(callback) for callback in callbacks]
+    for first, second in itertools.combinations(kinds, 2):
+        kind = first if issubclass(second, first) else second
+        if kind.one_of_a_kind and issubclass(first, kind):
+            raise ConfigError(
+                f"Trainer.callbacks holds two of {kind.__name__}, which would write the same files: use one."
+            )
 
 
 def _check_hooks(callback: Callback) -> None:

@@ -245,11 +245,19 @@ def test_checkpoints_by_time(tmp_path):
     assert steps_of(tmp_path) == seen
 
 
-def test_two_checkpoint_callbacks(tmp_path):
-    with pytest.raises(gx.ConfigError, match=r"Two Checkpoint callbacks.*keep_every"):
-        gx.Trainer(max_steps=1, run_dir=tmp_path, callbacks=[gx.Checkpoint(), gx.Checkpoint()]).fit(
-            NetTask(), net_data()
-        )
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        (gx.Checkpoint(), gx.Checkpoint(monitor="val/loss", mode="min")),
+        (gx.CSVLogger(), gx.EMA(0.9), gx.CSVLogger()),
+        (gx.TensorBoardLogger(), gx.TensorBoardLogger()),
+    ],
+)
+def test_two_that_would_write_the_same_files(tmp_path, callbacks):
+    kind = type(callbacks[0]).__name__
+    with pytest.raises(gx.ConfigError, match=rf"two of {kind}, which would write the same files: use one"):
+        gx.Trainer(max_steps=1, run_dir=tmp_path / "run", callbacks=callbacks).fit(NetTask(), net_data())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.behaviour("peers 86")
