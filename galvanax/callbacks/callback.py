@@ -90,7 +90,7 @@ class Callback:
         """Training metrics `(len(steps),)` of a finished dispatch. They arrive one dispatch late."""
 
     def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
-        """Training metrics averaged over the last `log_every` steps, at every multiple of it; `Task.totals` as they are."""
+        """Training metrics at every multiple of `log_every`: means over the steps since the last, and `Task.totals`."""
 
     def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
         """After a validation, with names such as `"val/loss"`."""
