@@ -210,6 +210,7 @@ def test_files_must_agree(tmp_path):
         read_trajectories(tmp_path)
 
 
+@pytest.mark.behaviour("reports 11")
 @pytest.mark.parametrize(("scale", "unit"), [(1, None), (1e3, "ms"), (1e6, "µs"), (1e9, "ns")])
 @pytest.mark.parametrize("dt", [0.02, 0.001])
 def test_times_that_are_no_seconds(tmp_path, caplog, scale, unit, dt):

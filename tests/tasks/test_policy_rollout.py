@@ -100,6 +100,7 @@ def test_the_same_episodes_as_evaluation(env, keys, played):
     np.testing.assert_allclose(played.metrics["upright"], expected["env/upright"], rtol=1e-5)
 
 
+@pytest.mark.behaviour("reports 6")
 @pytest.mark.parametrize(
     ("ends", "length", "fell"),
     [
