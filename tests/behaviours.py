@@ -89,18 +89,13 @@ def page() -> str:
     table, tests = rows(), marked()
     above = PAGE.read_text().split(MARK)[0]
     counts = {now: sum(row.now == now for row in table) for now in dict.fromkeys((*SHOWN, *EXPLAINED))}
-    parts = [
-        above,
-        MARK,
-        f"\n{len(table)} rows: {', '.join(f'{count} {now}' for now, count in counts.items() if count)}.\n",
-    ]
+    summary = ", ".join(f"{count} {now}" for now, count in counts.items() if count)
+    parts = [above, MARK, f"\n{len(table)} rows: {summary}.\n"]
     topic = None
     for row in table:
         if row.topic != topic:
             topic = row.topic
-            parts.append(
-                f"\n### {topic}\n\n| | library | behaviour | before | now | test |\n|---|---|---|---|---|---|\n"
-            )
+            parts.append(f"\n### {topic}\n\n{_line(COLUMNS)}{_line(['---'] * len(COLUMNS))}")
         now = f"**{row.now}**" if row.now in EXPLAINED else row.now
         now += f": {row.why}" if row.why else ""
         names = ", ".join(f"[{test.split('::')[1]}](../tests/{test.split('::')[0]})" for test in tests.get(row.id, ()))
