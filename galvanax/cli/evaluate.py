@@ -18,6 +18,7 @@ from galvanax.errors import ConfigError
 from galvanax.experiments.experiment import Experiment
 from galvanax.files import write_json
 from galvanax.runs.checkpoints import CheckpointFolder
+from galvanax.runs.history import read_history
 from galvanax.runs.integrity import read_meta
 from galvanax.runs.run_folder import CONFIG, find_run, read_config
 from galvanax.tasks.task import Task
@@ -118,7 +119,7 @@ def evaluate_run(
       DataError: the files can't be written there.
     """
     # Here, since matplotlib takes a second to import and training has no use for it.
-    from galvanax.cli.loss_curves import plot_loss_curves
+    from galvanax.cli.loss_curves import plot_loss_curves, read_log
 
     run_dir = find_run(run_dir)
     config, path = read_config(run_dir), run_dir / CONFIG
@@ -127,6 +128,7 @@ def evaluate_run(
     limit = whole_number(config, "limit_test_batches", path, least=1) if limited else None
     if result is not None and result.best_checkpoint is None:
         name, step, task, model = None, int(result.state.step), result.task, result.model
+        history = result.history
         folder = run_dir / "evaluations" / str(step) if output_dir is None else output_dir
         folder = check_output(folder, run_dir)
     else:
@@ -136,6 +138,7 @@ def evaluate_run(
         known = result or experiment
         kind = type(known.task) if known else task_type(run_dir, None)
         task, model = kind.load(run_dir, found, averaged=averaged)
+        history = result.history if result else read_history(found)
     task = _with_settings(task, settings)
     others = _load_beside(beside, checkpoint, averaged, experiment, settings)
     trainer = Trainer(max_steps=1, seed=seed, limit_test_batches=limit, devices=processes.local_devices())
@@ -155,8 +158,10 @@ def evaluate_run(
         )
     figures |= reported
     write_json(record, figures)
-    if os.path.lexists(run_dir / "metrics.csv"):
-        plot_loss_curves(run_dir / "metrics.csv", plots / "loss_curves.png")
+    # The log goes on behind the checkpoint; where there is none, the checkpoint has its own curves.
+    rows = read_log(run_dir / "metrics.csv") if os.path.lexists(run_dir / "metrics.csv") else []
+    if rows := rows or history:
+        plot_loss_curves(rows, plots / "loss_curves.png")
     _print(figures, record)
     return figures
 

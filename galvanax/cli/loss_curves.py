@@ -17,19 +17,24 @@ SPLITS = {"train": 1.0, "val": 2.0}  # and their lines' widths
 Curve = list[tuple[float, float]]
 
 
-def plot_loss_curves(metrics: Path, path: Path) -> None:
-    """Loss, and return of episodes where there are any, over the steps, from `metrics.csv` to a PNG; without it, where
-    that is damaged.
+def read_log(metrics: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.csv`; none, and a warning, where it is damaged."""
+    try:
+        rows = read_rows(metrics)
+        return [{name: float(value) for name, value in row.items() if value} for row in rows]
+    except (OSError, ValueError) as error:
+        reason = describe_os_error(error, metrics) if isinstance(error, OSError) else error
+        log.warning("%s can't be read: %s. The curves drawn end at the checkpoint.", metrics, reason)
+        return []
+
+
+def plot_loss_curves(rows: list[dict[str, float]], path: Path) -> None:
+    """Loss, and return of episodes where there are any, over the steps, to a PNG.
 
     Raises:
       DataError: the PNG can't be written.
     """
-    try:
-        panels = _curves(read_rows(metrics))
-    except (OSError, ValueError) as error:
-        reason = describe_os_error(error, metrics) if isinstance(error, OSError) else error
-        log.warning("%s can't be read: %s. There is no plot of the losses.", metrics, reason)
-        return
+    panels = _curves(rows)
     figure = Figure(figsize=(6.4, 3.6 if len(panels) == 1 else 3.0 * len(panels)), layout="constrained")
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, (name, curves) in zip(all_axes, panels.items(), strict=True):
@@ -39,13 +44,13 @@ def plot_loss_curves(metrics: Path, path: Path) -> None:
         figure.savefig(partial, dpi=120)
 
 
-def _curves(rows: list[dict[str, str]]) -> dict[str, dict[str, Curve]]:
+def _curves(rows: list[dict[str, float]]) -> dict[str, dict[str, Curve]]:
     """By metric, then by split; a loss always."""
     panels: dict[str, dict[str, Curve]] = {"loss": {}}
     for name in PANELS:
         for split in SPLITS:
             column = f"{split}/{name}"
-            if points := [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]:
+            if points := [(row["step"], row[column]) for row in rows if column in row]:
                 panels.setdefault(name, {})[split] = points
     return panels
 

@@ -55,6 +55,7 @@ class CheckpointMeta:
       arrays: type and shape of each array, by path.
       permanent: whether it is kept for good.
       monitor: what ranked it, if anything.
+      history: the rows logged so far; in a file of their own (`history.json`), read on resuming.
     """
 
     step: int
@@ -75,6 +76,7 @@ class CheckpointMeta:
     arrays: dict[str, str] = dataclasses.field(default_factory=dict)
     permanent: bool = False
     monitor: Monitored | None = None
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list, metadata={"stored": False})
 
 
 @dataclasses.dataclass(frozen=True)

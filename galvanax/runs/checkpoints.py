@@ -27,6 +27,7 @@ from galvanax.files import (
 from galvanax.runs.arrays import Named, check_readable, describe, reason_of, write_arrays
 from galvanax.runs.checkpoint_meta import CheckpointMeta, Entry, best_step
 from galvanax.runs.config import to_json
+from galvanax.runs.history import write_history
 from galvanax.runs.integrity import META, DamagedError, read_meta, verify, write_manifest
 from galvanax.runs.run_folder import CHECKPOINTS, delete, run_path
 from galvanax.trainer import processes
@@ -250,8 +251,9 @@ def check_task(folder: Path, meta: CheckpointMeta, task_type: str) -> dict:
 
 
 def _write_rest(partial: Path, meta: CheckpointMeta) -> None:
-    data = {name: value for name, value in to_json(meta).items() if name != "type"}
-    write_json(partial / META, data)
+    write_history(partial, meta.history)
+    data = to_json(dataclasses.replace(meta, history=[]))
+    write_json(partial / META, {name: value for name, value in data.items() if name != "type"})
     write_manifest(partial)
     sync_tree(partial)
 

@@ -9,7 +9,8 @@ def export_safetensors(run_dir: str | Path, path: str | Path, checkpoint: str | 
     """Writes the weights that evaluation uses to a safetensors file.
 
     Its arrays are named by their paths in the model, `params/layers/0/kernel` and `variables/norm/mean`; its metadata
-    `task`, `step`, `versions` and `checksums` are JSON. `WarmStart` reads it, as does `safetensors.numpy.load_file`.
+    `task`, `step`, `versions`, `history` (the last row that was logged) and `checksums` are JSON. `WarmStart` reads it,
+    as does `safetensors.numpy.load_file`.
 
     Args:
       run_dir: the run's folder, or a checkpoint's.

@@ -1,7 +1,7 @@
 """A model's weights on disk, for whoever has no use for the rest of a run: in a checkpoint, or in one safetensors file.
 
 The file names its arrays as a checkpoint does (`params/layers/0/kernel`, `variables/norm/mean`). Its metadata are JSON:
-the task's configuration, the step, package versions, and a checksum of each array.
+the task's configuration, the step, package versions, the last row that was logged, and a checksum of each array.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from galvanax.files import load_json, partial_file
 from galvanax.runs.arrays import describe, parse, read_arrays
 from galvanax.runs.checkpoint_meta import CheckpointMeta
 from galvanax.runs.checkpoints import CheckpointFolder, verified_meta
+from galvanax.runs.history import read_history
 from galvanax.runs.integrity import MANIFEST, META, DamagedError
 from galvanax.runs.run_folder import run_path
 from galvanax.trainer.state import ModelDef
@@ -41,7 +42,7 @@ class Weights:
       source: where they were read.
       params: parameters by path, `{"layers/0/kernel": ...}`; averaged ones where the run averaged.
       variables: the model's other arrays by path.
-      meta: `"task"` (its configuration), `"step"` and `"versions"`, as JSON data.
+      meta: `"task"` (its configuration), `"step"`, `"versions"` and `"history"` (its last row), as JSON data.
     """
 
     source: Path
@@ -128,7 +129,8 @@ def _read_checkpoint(folder: Path) -> Weights:
     # In C order, which is all that safetensors can write and which a device's layout need not be.
     arrays = {name: np.array(array, order="C") for name, array in loaded.items()}
     params, variables = (_below(prefix, arrays) for prefix in prefixes)
-    about = {"task": meta.config["task"], "step": meta.step, "versions": meta.versions}
+    last = read_history(folder)[-1:]
+    about = {"task": meta.config["task"], "step": meta.step, "versions": meta.versions, "history": last}
     return Weights(folder, params, variables, about)
 
 
@@ -137,7 +139,7 @@ def _read_file(path: Path) -> Weights:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-        meta = {name: load_json(metadata[name]) for name in ("task", "step", "versions", "checksums")}
+        meta = {name: load_json(metadata[name]) for name in ("task", "step", "versions", "history", "checksums")}
         expected = dict(meta.pop("checksums"))
     except KeyError as error:
         raise CheckpointError(f"{path} was not written by `galvanax export`: its metadata lack {error}.") from error

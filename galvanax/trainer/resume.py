@@ -13,6 +13,7 @@ from galvanax.errors import ConfigError
 from galvanax.runs.arrays import check_fit, describe, name_leaves, read_arrays
 from galvanax.runs.checkpoint_meta import CheckpointMeta
 from galvanax.runs.checkpoints import CheckpointFolder, check_task, verified_meta
+from galvanax.runs.history import read_history
 from galvanax.runs.integrity import read_meta
 from galvanax.trainer import processes
 from galvanax.trainer.run import STATE_FIELDS
@@ -135,7 +136,11 @@ def find_resume(trainer: "Trainer", task_type: str, resume: str | Path | int | N
       ConfigError, CheckpointError: as `Trainer.fit`.
     """
     found = processes.from_main("checkpoint to continue", lambda: _search(trainer, task_type, resume))
-    return None if found is None else Resume(Path(found), read_meta(Path(found)), auto=resume == "auto")
+    if found is None:
+        return None
+    folder = Path(found)
+    meta = dataclasses.replace(read_meta(folder), history=read_history(folder))
+    return Resume(folder, meta, auto=resume == "auto")
 
 
 def _search(trainer: "Trainer", task_type: str, resume: str | Path | int | None) -> str | None:

@@ -49,6 +49,8 @@ class FitResult:
       task: the task with the fields that the data decided.
       model: the model at the end, with evaluation weights (averaged ones where a callback averages).
       metrics: the last value of every metric, `{"train/loss": ..., "val/loss": ...}`.
+      history: what was logged, a row for each step with any: `{"step": 50, "epoch": 0.5, "train/loss": ...}`, of
+        training and validation; of a resumed run from its first step on. `pandas.DataFrame(result.history)`.
       state: the final train state.
       best_checkpoint: the folder of the best checkpoint, or None.
       stop_reason: why the run ended before its last step, or None.
@@ -57,6 +59,7 @@ class FitResult:
     task: "Task"
     model: nnx.Module
     metrics: dict[str, float]
+    history: list[dict[str, float]]
     state: TrainState
     best_checkpoint: Path | None
     stop_reason: str | None
@@ -77,6 +80,7 @@ class Run:
       step: steps dispatched, an int on the host.
       metric_names: every metric that training and validation will give.
       metrics: the last value of each.
+      history: what was logged, a row for each step with any.
       config: JSON of task, data, trainer and callbacks.
       visited: the last step at which all that was due is done.
       validated_at: the step of the last validation, or -1.
@@ -107,6 +111,7 @@ class Run:
     resumed: bool = False
     prolonged: bool = False
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     visited: int = 0
     validated_at: int = -1
     logged_at: int = -1
@@ -255,6 +260,7 @@ class Run:
             versions=config.versions(),
             totals=dict(self._window.sums),
             averaged=any(name.startswith("weights/") for name in arrays),
+            history=list(self.history),
         )
         return arrays, meta
 
@@ -275,6 +281,12 @@ class Run:
         if self.step == self.num_steps == meta.num_steps and self.visited == self.step:
             self._rest_logged = self.step
         self.metrics = meta.metrics
+        self.history = meta.history
+        if self.history and self.history[-1]["step"] == self.step:
+            last, again = self.history.pop(), self.logged_again()
+            kept = {name: value for name, value in last.items() if "/" in name and not name.startswith(again)}
+            if kept:
+                self._remember(self.step, kept)
         self.started = time.monotonic() - meta.seconds
 
     def begin(self) -> None:
@@ -313,6 +325,7 @@ class Run:
         metrics = self.evaluator.evaluate(params, self.state.variables, self.step)
         self.metrics |= metrics
         self.validated_at = self.step
+        self._remember(self.step, metrics)
         self._hooks.emit("on_validation_end", self, metrics)
 
     @staticmethod
@@ -330,12 +343,23 @@ class Run:
     def _log(self, step: int, means: dict[str, float]) -> None:
         self.metrics |= means
         self.logged_at = step
+        self._remember(step, means)
         self._hooks.emit("on_train_log", self, step, means)
+
+    def _remember(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds to the row of a step, as a new dict: a checkpoint that is yet to be written holds the old one."""
+        if self.history and self.history[-1]["step"] == step:
+            self.history[-1] = self.history[-1] | metrics
+        else:
+            epoch = step / self.steps_per_epoch if self.steps_per_epoch else 0.0
+            self.history.append({"step": step, "epoch": epoch, **metrics})
 
     def _result(self) -> FitResult:
         folder = CheckpointFolder(self.run_dir) if self.run_dir else None
         best = folder.find("best") if folder and folder.steps() else None
-        return FitResult(self.task, self.model(), dict(self.metrics), self.state, best, self.stop_reason)
+        return FitResult(
+            self.task, self.model(), dict(self.metrics), list(self.history), self.state, best, self.stop_reason
+        )
 
     def _collect(self) -> None:
         self.settled = False

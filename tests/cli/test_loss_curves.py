@@ -3,7 +3,7 @@
 import pytest
 from pictures import drawn
 
-from galvanax.cli.loss_curves import plot_loss_curves
+from galvanax.cli.loss_curves import plot_loss_curves, read_log
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def draw(tmp_path):
     def draw(table):
         (tmp_path / "metrics.csv").write_text(table)
         with drawn() as figures:
-            plot_loss_curves(tmp_path / "metrics.csv", tmp_path / "loss_curves.png")
+            plot_loss_curves(read_log(tmp_path / "metrics.csv"), tmp_path / "loss_curves.png")
         assert (tmp_path / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
         ((_, figure),) = figures.items()
         panels = {}

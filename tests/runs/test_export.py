@@ -49,6 +49,7 @@ def test_holds_the_evaluation_weights_by_path(source, tmp_path):
         "type": "NetTask", "width": 12, "dropout": 0.2, "noise": 0.01, "learning_rate": 0.01
     }  # fmt: skip
     assert metadata["step"] == 20
+    assert metadata["history"] == result.history[-1:]
     assert metadata["versions"]["jax"] == jax.__version__
     assert [entry.name for entry in path.parent.iterdir()] == ["weights.safetensors"]
 
@@ -91,7 +92,7 @@ def test_every_kind_of_array_survives(tmp_path):
 def test_the_file_gives_back_every_type_that_it_takes(tmp_path):
     params = {name: np.arange(6).reshape(2, 3).astype(jnp.dtype(name)) for name in DTYPES}
     params |= {"scalar": np.array(2.5, np.float32), "empty": np.zeros((0, 3), np.float32)}
-    weights = Weights(tmp_path, params, {}, {"task": {"type": "Net"}, "step": 3, "versions": {}})
+    weights = Weights(tmp_path, params, {}, {"task": {"type": "Net"}, "step": 3, "versions": {}, "history": []})
     write_weights(tmp_path / "weights", weights)
     found = read_weights(tmp_path / "weights")
     assert found.meta == weights.meta
