@@ -193,7 +193,12 @@ def _mark(data: Any) -> Any:
 
 
 def _unmark(data: dict[str, Any]) -> Any:
-    return float(data[NON_FINITE]) if data.keys() == {NON_FINITE} else data
+    if data.keys() != {NON_FINITE}:
+        return data
+    value = data[NON_FINITE]
+    if value not in ("nan", "inf", "-inf"):
+        raise ValueError(f"{NON_FINITE} is {value!r:.60}; expected nan, inf or -inf")
+    return float(value)
 
 
 def _children(value: Any) -> Any:

@@ -85,8 +85,10 @@ def prepare_folder(run_dir: Path, clear: bool) -> None:
     """Makes a run's folder; with `clear`, deletes the run that it holds.
 
     Raises:
-      RunDirError: the system doesn't let us.
+      RunDirError: the system doesn't let us, or config.json is a folder.
     """
+    if not clear and (run_dir / CONFIG).is_dir():  # it could not be written, once the logs are cut
+        raise RunDirError(f"{run_dir / CONFIG} is a folder; expected a file. Move it away.")
     try:
         make_folder(run_dir)
         for doomed in run_dir.glob(f"{DOOMED}*"):

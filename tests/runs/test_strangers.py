@@ -85,6 +85,8 @@ def test_a_missing_key(run, key):
         (lambda data: data.update(extra=1), r"meta.json.*extra"),
         (lambda data: data.update(config={}), "names no task"),
         (lambda data: data.update(config={"task": {"type": 3}}), "names no task"),
+        (lambda data: data.update(seconds={"__float__": [1]}), r"meta.json is no JSON: __float__ is \[1\]"),
+        (lambda data: data.update(seconds={"__float__": "1e3"}), r"__float__ is '1e3'; expected nan, inf or -inf"),
         (lambda data: data.update(step=7), "it holds the checkpoint of step 7"),
     ],
 )
@@ -204,6 +206,20 @@ def test_what_is_in_the_way_of_setting_aside(run, tmp_path, name, kind):
         gx.Trainer(max_steps=30, run_dir=run).fit(NetTask(), net_data(), resume=10)
     assert {path: kept for path, kept in tree(tmp_path).items() if "config.json" not in path} == {
         path: kept for path, kept in before.items() if "config.json" not in path
+    }
+
+
+def test_a_config_that_is_a_folder(run):
+    """The logs of the run are not cut for a run that can't begin."""
+    (run / "config.json").unlink()
+    (run / "config.json").mkdir()
+    (run / "metrics.csv").write_text("step,epoch,train/loss\n15,1,0.5\n20,1,0.4\n")
+    before = tree(run)
+    with pytest.raises(gx.RunDirError, match=r"config\.json is a folder; expected a file\. Move it away"):
+        gx.Trainer(max_steps=30, run_dir=run, callbacks=[gx.CSVLogger()]).fit(NetTask(), net_data(), resume=10)
+    found = tree(run)
+    assert {path: found.get(path) for path in before if "metrics.csv" in path} == {
+        path: kept for path, kept in before.items() if "metrics.csv" in path
     }
 
 
