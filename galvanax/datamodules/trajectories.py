@@ -47,6 +47,8 @@ class TrajectoryDataModule(DataModule):
       angles: places in qpos to treat as angles; by default every hinge of the system. Without a system it must be given
         (empty for none).
       transform_fn: changes each trajectory when it is read: states and actions to states and actions, as many rows.
+      transform_layout: what the states that it makes mean, `StateLayout(nq=3, nv=3, angles=(2,))`; needed where they
+        have more or fewer entries than the logs'. It takes the place of `system` and `angles`.
       val_ratio: share of each source's trajectories for validation.
       test_ratio: share of each source's trajectories for testing.
       period_tolerance: how far a sampling period may be from the usual one, as a share of it.
@@ -62,6 +64,7 @@ class TrajectoryDataModule(DataModule):
     system: str | None = None
     angles: tuple[int, ...] | None = None
     transform_fn: tyro.conf.Suppress[Transform | None] = None
+    transform_layout: tyro.conf.Suppress[StateLayout | None] = None
     val_ratio: float = 0.1
     test_ratio: float = 0.1
     period_tolerance: float = PERIOD_TOLERANCE
@@ -92,6 +95,8 @@ class TrajectoryDataModule(DataModule):
     @functools.cached_property
     def layout(self) -> StateLayout:
         """What the entries of a state mean."""
+        if self.transform_layout is not None:
+            return self.transform_layout
         rows = self._parts[0]["train"]
         found = rows.nq, rows.states.shape[1] - rows.nq, rows.actions.shape[1]
         if self.model is None:
@@ -199,9 +204,7 @@ class TrajectoryDataModule(DataModule):
         """The usable trajectories of each source, transformed."""
         sources = [read_trajectories(source, self.period_tolerance, self.cache) for source in self._sources]
         if self.transform_fn is not None:
-            # A quaternion has an entry more in qpos than in qvel.
-            surplus = 0 if self.model is None else self.model.nq - self.model.nv
-            change = functools.partial(transform, transform_fn=self.transform_fn, surplus=surplus)
+            change = functools.partial(transform, transform_fn=self.transform_fn, layout=self.transform_layout)
             sources = [list(map(change, trajectories)) for trajectories in sources]
         everything = [trajectory for trajectories in sources for trajectory in trajectories]
         check_alike(everything, self.period_tolerance)
@@ -240,6 +243,14 @@ class TrajectoryDataModule(DataModule):
         for name in ("val_ratio", "test_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected 0 or more and less than 1.")
+        if self.transform_layout is not None:
+            if self.transform_fn is None:
+                raise ConfigError("transform_layout is of what transform_fn makes; transform_fn=None.")
+            if self.system is not None or self.angles is not None:
+                raise ConfigError(
+                    f"transform_layout says what states mean, and so do system={self.system!r} and "
+                    f"angles={self.angles}: leave those out."
+                )
         if not self._sources:
             raise ConfigError("data=() names no source; expected a folder, a glob or a file.")
         if self.weights is not None and not _are_weights(self.weights, len(self._sources)):

@@ -14,6 +14,7 @@ from support import Recorder, assert_same_state
 import galvanax as gx
 from galvanax.datamodules.trajectories import TrajectoryDataModule
 from galvanax.errors import ConfigError, DataError
+from galvanax.physics.layout import StateLayout
 from galvanax.runs.config import to_json
 
 
@@ -109,7 +110,7 @@ def test_transform(tmp_path):
         return np.concatenate([states[:, 1:2], states[:, 3:4]], 1), actions * 2
 
     plain = make_module(make_logs(tmp_path / "logs"))
-    module = make_module(plain.data, transform_fn=halve, angles=(0,))
+    module = make_module(plain.data, transform_fn=halve, transform_layout=StateLayout(1, 1, (0,)), angles=None)
     for old, new in zip(plain.trajectories("train"), module.trajectories("train"), strict=True):
         np.testing.assert_array_equal(new.states, old.states[:, [1, 3]])
         np.testing.assert_array_equal(new.actions, old.actions * 2)
@@ -118,11 +119,38 @@ def test_transform(tmp_path):
     for transform, message in (
         (lambda s, a: (s[1:], a), r"states of shape \(29, 4\) from .*00\.csv; expected \(30, entries\)"),
         (lambda s, a: (s, a / 0), r"actions\[0, 0\] = inf"),
-        (lambda s, a: (s[:, :3], a), "states of 3 entries"),
+        (lambda s, a: (s[:, :3], a), r"states of 3 entries from the 4 of .*00\.csv.*Expected transform_layout="),
+        (lambda s, a: (s[:, [0, 2]], a), "states of 2 entries from the 4"),  # 1 + 1, or 2 + 0: not guessed
         (lambda s, a: s, "returned ndarray; expected states and actions"),
     ):
         with np.errstate(divide="ignore"), pytest.raises(DataError, match=message):
             make_module(plain.data, transform_fn=transform).setup()
+
+
+def test_more_positions_than_velocities(tmp_path):
+    def contact(states, actions):
+        heights = np.abs(states[:, :1])
+        return np.concatenate([states[:, :2], heights, states[:, 2:3]], 1), actions
+
+    data = make_logs(tmp_path / "logs")
+    layout = StateLayout(nq=2, nv=2)
+    # What a body frame with a rotation gives: one position more than velocities.
+    quaternion = StateLayout(nq=4, nv=3, quaternions=((0, 0),))
+
+    def turn(states, actions):
+        rotation = np.tile(np.float32([1, 0, 0, 0]), (len(states), 1))
+        return np.concatenate([rotation, states[:, :3]], 1), actions
+
+    for change, expected in ((contact, layout), (turn, quaternion)):
+        module = make_module(data, transform_fn=change, transform_layout=expected, angles=None)
+        assert module.layout == expected
+        assert all(one.nq == expected.nq for one in module.trajectories("train"))
+    with pytest.raises(DataError, match=r"states of 4 entries .*transform_layout has 4 positions and 3 velocities"):
+        make_module(data, transform_fn=contact, transform_layout=quaternion, angles=None).setup()
+    with pytest.raises(ConfigError, match=r"so do system=None and angles=\(1,\): leave those out"):
+        make_module(data, transform_fn=contact, transform_layout=layout, angles=(1,)).setup()
+    with pytest.raises(ConfigError, match="transform_fn=None"):
+        make_module(data, transform_layout=layout, angles=None).setup()
 
 
 def test_statistics_are_of_training_rows(tmp_path):
