@@ -3,9 +3,10 @@
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from flax import nnx
@@ -43,7 +44,8 @@ class EvaluateCommand:
       checkpoint: the weights: "best", "last", a step or a path.
       experiment: path/to/file.py:name of the gx.Experiment that made the run, where that is not one of the package. A
         run folder is data: no code that it names is run.
-      data: evaluate on the test part of these files (a folder, a glob) instead of the run's own.
+      data: evaluate on these files (a folder, a glob), on all of them, instead of the test part of the run's own.
+      part: "test": what the run's settings would hold out for testing; "all": everything, also what was trained on.
       num_examples: how many examples the task's figures look at.
       output_dir: where test.json and plots/ go instead.
       beside: folders of other runs on the same system, to set beside this one.
@@ -57,6 +59,7 @@ class EvaluateCommand:
     checkpoint: str = "best"
     experiment: str | None = None
     data: str | None = None
+    part: Literal["test", "all"] | None = None
     num_examples: int | None = None
     output_dir: Path | None = None
     beside: tuple[Path, ...] = ()
@@ -73,6 +76,7 @@ def evaluate(arguments: list[str]) -> None:
     for flag, field, value in (("data", "data", command.data), ("batch", "batch_size", command.batch)):
         if value is not None:
             data = _replace(data, flag, field, value)
+    data = _choose_part(data, command)
     evaluate_run(
         command.run_dir,
         data,
@@ -166,6 +170,18 @@ def evaluate_run(
     return figures
 
 
+def _choose_part(data: DataModule, command: EvaluateCommand) -> DataModule:
+    """The data with everything in its test part, where that is wanted: by default of files that were named."""
+    fields = {field.name for field in dataclasses.fields(data)}
+    if {"val_ratio", "test_ratio"} <= fields:
+        everything = command.part == "all" or (command.part is None and command.data is not None)
+        whole: dict[str, Any] = {"val_ratio": 0.0, "test_ratio": 1.0}
+        return dataclasses.replace(data, **whole) if everything else data
+    if command.part == "all":
+        raise ConfigError(f"--part all: {type(data).__name__} splits nothing; its test part is measured.")
+    return data
+
+
 def _record_folder(checkpoint: Path, run_dir: Path) -> Path:
     """`evaluations/STEP` for `checkpoints/STEP`."""
     home = CheckpointFolder(run_dir).path.resolve()
@@ -216,9 +232,19 @@ def _replace(record: T, flag: str, field: str, value: Any) -> T:
 
 def _print(figures: dict[str, Any], record: Path) -> None:
     table = Table("figure", "value", title=escape(str(record)))
+    steps: dict[int, dict[str, str]] = {}
     for name, value in figures.items():
-        if isinstance(value, float):
-            table.add_row(name, f"{value:.4g}" if math.isfinite(value) else str(value))
-        elif not isinstance(value, list | dict):
-            table.add_row(name, str(value))
+        if isinstance(value, list | dict):
+            continue
+        shown = f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+        if of_step := re.fullmatch(r"(.+)_step_(\d+)", name):
+            steps.setdefault(int(of_step[2]), {})[of_step[1]] = shown
+        else:
+            table.add_row(name, shown)
     print_table(table)
+    if steps:
+        names = list(dict.fromkeys(name for row in steps.values() for name in row))
+        table = Table("step", *names)
+        for step, row in sorted(steps.items()):
+            table.add_row(str(step), *(row.get(name, "") for name in names))
+        print_table(table)

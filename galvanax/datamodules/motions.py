@@ -43,7 +43,7 @@ class MotionDataModule(DataModule):
         the bundled one that the files name, if there is such a one.
       control_dt: seconds from a row to the next, where the files don't say it.
       val_ratio: share of each source's trajectories for validation.
-      test_ratio: share of each source's trajectories for testing.
+      test_ratio: share of each source's trajectories for testing; 1 for data that is there to be measured on alone.
       seed: seed of the split.
     """
 
@@ -140,6 +140,7 @@ class MotionDataModule(DataModule):
 
     def train_dataset(self, seed: int) -> grain.MapDataset:
         """See `DataModule`."""
+        self._check_trains()
         starts = self._starts["train"]
         if len(starts) < self.batch_size:
             raise DataError(f"batch_size={self.batch_size} is larger than the training data: {len(starts)} windows.")
@@ -163,6 +164,7 @@ class MotionDataModule(DataModule):
     @functools.cached_property
     def _statistics(self) -> dict[str, Statistics]:
         self.setup()
+        self._check_trains()
         totals = {name: Moments() for name in self._files[0].tables()}
         for file, chosen in zip(self._files, self._parts["train"], strict=True):
             for name, table in file.tables().items():
@@ -172,6 +174,10 @@ class MotionDataModule(DataModule):
                     if len(kept):
                         totals[name].add(kept.astype(np.float64))
         return {name: total.statistics() for name, total in totals.items()}
+
+    def _check_trains(self) -> None:
+        if not any(chosen.any() for chosen in self._parts["train"]):
+            raise ConfigError(f"test_ratio={self.test_ratio} leaves nothing to train on.")
 
     def _in_order(self, split: Split) -> grain.MapDataset | None:
         starts = self._starts.get(split)
@@ -213,7 +219,7 @@ class MotionDataModule(DataModule):
             places = self._long_enough(source, files)
             order = np.random.default_rng([self.seed, index]).permutation(len(places))
             val, test = (round(ratio * len(places)) for ratio in (self.val_ratio, self.test_ratio))
-            if val + test >= len(places):
+            if val + test >= len(places) and self.test_ratio < 1:
                 raise ConfigError(
                     f"val_ratio={self.val_ratio} and test_ratio={self.test_ratio} leave none of the {len(places)} "
                     f"trajectories of {source!r} for training."
@@ -282,9 +288,10 @@ class MotionDataModule(DataModule):
         for name in ("horizon", "stride", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected at least 1.")
-        for name in ("val_ratio", "test_ratio"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; expected 0 or more and less than 1.")
+        if not 0 <= self.val_ratio < 1:
+            raise ConfigError(f"val_ratio={self.val_ratio}; expected 0 or more and less than 1.")
+        if not 0 <= self.test_ratio <= 1:
+            raise ConfigError(f"test_ratio={self.test_ratio}; expected 0 or more, and 1 at most.")
         if self.control_dt is not None and not 0 < self.control_dt < np.inf:
             raise ConfigError(f"control_dt={self.control_dt}; expected seconds, more than 0.")
         if not self._sources:

@@ -50,7 +50,7 @@ class TrajectoryDataModule(DataModule):
       transform_layout: what the states that it makes mean, `StateLayout(nq=3, nv=3, angles=(2,))`; needed where they
         have more or fewer entries than the logs'. It takes the place of `system` and `angles`.
       val_ratio: share of each source's trajectories for validation.
-      test_ratio: share of each source's trajectories for testing.
+      test_ratio: share of each source's trajectories for testing; 1 for data that is there to be measured on alone.
       period_tolerance: how far a sampling period may be from the usual one, as a share of it.
       cache: keep what was parsed in the user's cache folder.
       seed: seed of the split.
@@ -97,7 +97,7 @@ class TrajectoryDataModule(DataModule):
         """What the entries of a state mean."""
         if self.transform_layout is not None:
             return self.transform_layout
-        rows = self._parts[0]["train"]
+        rows = self._any_rows
         found = rows.nq, rows.states.shape[1] - rows.nq, rows.actions.shape[1]
         if self.model is None:
             if self.angles is None:
@@ -116,16 +116,17 @@ class TrajectoryDataModule(DataModule):
     @property
     def action_dim(self) -> int:
         """Entries of an action."""
-        return self._parts[0]["train"].actions.shape[1]
+        return self._any_rows.actions.shape[1]
 
     @functools.cached_property
     def dt(self) -> float:
-        """Seconds from a row to the next: the median of the training files."""
-        return float(np.median([trajectory.dt for trajectory in self.trajectories("train")]))
+        """Seconds from a row to the next: the median of the training files, or of the test files where all are that."""
+        return float(np.median([trajectory.dt for trajectory in self._any_rows.trajectories()]))
 
     def train_dataset(self, seed: int) -> grain.MapDataset:
         """See `DataModule`."""
         self.setup()
+        self._check_trains()
         starts = self._starts["train"]
         if len(starts) < self.batch_size:
             raise DataError(f"batch_size={self.batch_size} is larger than the training data: {len(starts)} windows.")
@@ -154,11 +155,21 @@ class TrajectoryDataModule(DataModule):
 
         `deltas` are `layout.difference` of a row's successor and the row: positions first, then velocities.
         """
+        self._check_trains()
         rows, layout = self._parts[0]["train"], self.layout
         steps = rows.steps()
         deltas = np.asarray(layout.difference(rows.states[steps + 1], rows.states[steps]))
         named = {"states": rows.states, "actions": rows.actions, "deltas": deltas}
         return {name: Statistics.of(array) for name, array in named.items()}
+
+    @property
+    def _any_rows(self) -> TrajectoryRows:
+        """The training part, or the first that there is."""
+        return next(iter(self._parts[0].values()))
+
+    def _check_trains(self) -> None:
+        if "train" not in self._parts[0]:
+            raise ConfigError(f"test_ratio={self.test_ratio} leaves nothing to train on.")
 
     def _in_order(self, split: Split) -> grain.MapDataset | None:
         self.setup()
@@ -187,7 +198,7 @@ class TrajectoryDataModule(DataModule):
             for split, places in chosen.items():
                 parts[split] += [trajectories[place] for place in np.sort(places)]
             windows.append(sum(len(trajectories[place]) - self.history - self.horizon + 1 for place in chosen["train"]))
-            if not len(chosen["train"]):
+            if not len(chosen["train"]) and self.test_ratio < 1:
                 raise ConfigError(
                     f"val_ratio={self.val_ratio} and test_ratio={self.test_ratio} leave none of the "
                     f"{len(trajectories)} trajectories of {self._sources[index]!r} for training."
@@ -240,9 +251,10 @@ class TrajectoryDataModule(DataModule):
         for name in ("history", "horizon", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected at least 1.")
-        for name in ("val_ratio", "test_ratio"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; expected 0 or more and less than 1.")
+        if not 0 <= self.val_ratio < 1:
+            raise ConfigError(f"val_ratio={self.val_ratio}; expected 0 or more and less than 1.")
+        if not 0 <= self.test_ratio <= 1:
+            raise ConfigError(f"test_ratio={self.test_ratio}; expected 0 or more, and 1 at most.")
         if self.transform_layout is not None:
             if self.transform_fn is None:
                 raise ConfigError("transform_layout is of what transform_fn makes; transform_fn=None.")

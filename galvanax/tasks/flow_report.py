@@ -62,7 +62,7 @@ def report_flow(
       beside: other runs on the same system, each a task and its model.
     """
     windows, conditions = _test_windows(datamodule, num_examples or _EXAMPLES)
-    judge = _Judge(task, model, windows, conditions, _train_windows(datamodule))
+    judge = _Judge(task, model, windows, conditions, _train_windows(datamodule, windows))
     samples, labels, own = judge.look_at(task, model)
     figures: dict[str, Any] = {
         "starts": len(windows),
@@ -159,9 +159,14 @@ def _test_windows(datamodule: Any, count: int) -> tuple[np.ndarray, np.ndarray |
     raise ConfigError(f"{type(datamodule).__name__} has no test or validation trajectories to evaluate on.")
 
 
-def _train_windows(datamodule: Any) -> np.ndarray:
+def _train_windows(datamodule: Any, otherwise: np.ndarray) -> np.ndarray:
+    """Windows of the training part; others, where the data is there to be measured on alone."""
+    try:
+        dataset = datamodule.train_dataset(seed=0)
+    except ConfigError:
+        return otherwise
     windows: list[np.ndarray] = []
-    for batch in datamodule.train_dataset(seed=0):
+    for batch in dataset:
         windows.extend(batch["states"])
         if len(windows) >= _TRAINING_WINDOWS:
             break

@@ -54,7 +54,9 @@ def report_error_growth(
     _plot_example(predictions["model"][0], states[0], task, output_dir / "predicted_vs_true.png")
     within = slice(0, task.horizon)
     figures: dict[str, Any] = {"num_examples": len(states), "horizon": task.horizon, "steps": horizon}
-    figures |= {f"mse_over_persistence_step_{h + 1}": float(ratio[h]) for h in range(min(task.horizon, horizon))}
+    per_step = {"mse": growth["model"].mse["all"], "mae": growth["model"].mae["all"], "mse_over_persistence": ratio}
+    for name, values in per_step.items():
+        figures |= {f"{name}_step_{h + 1}": float(values[h]) for h in range(min(task.horizon, horizon))}
     figures["mse_over_persistence"] = ratio.tolist()
     for name in models:
         figures[f"{name}_mse_at_horizon"] = float(growth[name].mse["all"][within][-1])

@@ -1,6 +1,8 @@
 """From simulated logs to an evaluation beside another run, by the command alone."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 from pictures import drawn, words
@@ -59,10 +61,21 @@ def test_logs_to_evaluation(tmp_path, monkeypatch, capsys):
     assert figures["mse_over_persistence_step_9"] < 1
     assert figures["steps"] == 25  # half a trajectory
     capsys.readouterr()
-    flags = ["--beside", "one", "--num-examples", "3", "--output-dir", "results", "--data", "logs"]
+    flags = ["--beside", "one", "--num-examples", "3", "--output-dir", "results", "--data", "logs", "--part", "test"]
     main(["evaluate", "runs/double-cart-pole-gru", *flags])
     figures = json.loads((tmp_path / "results" / "test.json").read_text())
     assert figures["num_examples"] == 3
     assert set(figures["error_growth"]) == {"model", "one", "persistence", "linear_extrapolation"}
     assert (tmp_path / "results" / "plots" / "error_growth.png").exists()
-    assert "mse_over_persistence_step_9" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for step in (1, 9):  # what is in the record, a row for each step
+        values = [figures[f"{name}_step_{step}"] for name in ("mse", "mae", "mse_over_persistence")]
+        cells = " *[│|] *".join([str(step), *(re.escape(f"{value:.4g}") for value in values)])
+        assert re.search(rf"[│|] *{cells} *[│|]", out), out
+    # Files that are named are measured whole: three logs, of which no tenth can be held out.
+    (tmp_path / "few").mkdir()
+    for path in sorted((tmp_path / "logs").glob("*.csv"))[:3]:
+        shutil.copy(path, tmp_path / "few")
+    main(["evaluate", "runs/double-cart-pole-gru", "--data", "few", "--output-dir", "whole"])
+    figures = json.loads((tmp_path / "whole" / "test.json").read_text())
+    assert figures["num_examples"] == 3 * (60 - 30 + 1)  # every window of half a log

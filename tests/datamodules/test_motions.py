@@ -572,6 +572,14 @@ def test_no_held_out_parts(tmp_path):
     assert numbers(gathered(module.train_dataset(0))) == set(range(10))
 
 
+def test_all_of_it_is_test(tmp_path):
+    module = make(write(tmp_path / "m.npz", motions()), val_ratio=0.0, test_ratio=1.0, batch_size=1)
+    assert numbers(gathered(module.test_dataset())) == set(range(10))
+    for use in (lambda: module.train_dataset(0), module.statistics):
+        with pytest.raises(ConfigError, match=r"test_ratio=1\.0 leaves nothing to train on"):
+            use()
+
+
 def test_files_are_looked_at_once(tmp_path, monkeypatch):
     module = make(write(tmp_path / "m.npz", motions()))
     module.setup()

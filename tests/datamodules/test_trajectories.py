@@ -127,6 +127,18 @@ def test_transform(tmp_path):
             make_module(plain.data, transform_fn=transform).setup()
 
 
+def test_all_of_it_is_test(tmp_path):
+    module = make_module(make_logs(tmp_path / "logs"), val_ratio=0.0, test_ratio=1.0)
+    assert len(module.trajectories("test")) == 10
+    assert (module.layout.nq, module.action_dim, module.dt) == (2, 1, pytest.approx(0.02))
+    assert module.val_dataset() is None
+    rows = np.concatenate([batch["states"] for batch in module.test_dataset()])
+    assert len(rows) == 10 * 26
+    for use in (lambda: module.train_dataset(0), module.statistics):
+        with pytest.raises(ConfigError, match=r"test_ratio=1\.0 leaves nothing to train on"):
+            use()
+
+
 def test_more_positions_than_velocities(tmp_path):
     def contact(states, actions):
         heights = np.abs(states[:, :1])
