@@ -19,6 +19,7 @@ from galvanax.networks.dynamics import BaseDynamicsModel, MLPDynamicsModel
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.open_loop import max_contacts, one_step_velocity_error, open_loop_error
 from galvanax.settings import check_ranges, check_widths
+from galvanax.tasks.optimizers import adamw
 from galvanax.tasks.task import Metrics, Task
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class AccelerationTask(Task):
         """AdamW, warmed up over a twentieth of the run, then down to zero along a cosine."""
         warmup = max(num_steps // 20, 1)
         schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(num_steps, warmup + 1))
-        return optax.adamw(schedule, weight_decay=self.weight_decay)
+        return adamw(schedule, self.weight_decay)
 
     def loss(self, model: BaseDynamicsModel, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean squared error of normalised accelerations; the metric has natural units."""

@@ -21,6 +21,7 @@ from galvanax.physics.frames import to_start_frame
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.system import System, layout_of, model_of, state_difference
 from galvanax.settings import check_choice, check_counts, check_ranges
+from galvanax.tasks.optimizers import adamw
 from galvanax.tasks.task import Metrics, Task
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class FlowMatchingTask(Task, abc.ABC):
 
     def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
         """AdamW."""
-        return optax.adamw(self.learning_rate, weight_decay=self.weight_decay)
+        return adamw(self.learning_rate, self.weight_decay)
 
     def loss(self, model: TrajectoryFlow, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """The conditional matching loss (Lee et al., 2025, eq. 4), with dropout and hidden conditions."""

@@ -16,6 +16,7 @@ from galvanax.errors import ConfigError
 from galvanax.networks.gru_dynamics import GRUEnsemble, Prediction
 from galvanax.physics.layout import StateLayout
 from galvanax.settings import check_counts, check_ranges
+from galvanax.tasks.optimizers import adamw
 from galvanax.tasks.task import Metrics, Task
 from galvanax.trainer.data_axis import DATA, ROWS, WHOLE, over_data_axis
 
@@ -101,7 +102,7 @@ class GRUDynamicsTask(Task):
         """AdamW, warmed up over a fiftieth of the run, then down to zero along a cosine."""
         warmup = max(num_steps // 50, 1)
         schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(num_steps, warmup + 1))
-        return optax.adamw(schedule, weight_decay=self.weight_decay)
+        return adamw(schedule, self.weight_decay)
 
     def loss(self, model: GRUEnsemble, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean over members, steps and dimensions of the weighted squared error, or of the negative log-likelihood."""

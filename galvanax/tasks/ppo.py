@@ -354,7 +354,7 @@ class PPOTask(Task):
             weights = LossWeights(
                 clip=self.clip,
                 value=self.value_coef,
-                entropy=_hyperparameter(state, "entropy_coef"),
+                entropy=state.hyperparameters["entropy_coef"],
                 clip_value=self.clip_value,
                 symmetry=self.symmetry_coef,
             )
@@ -367,7 +367,7 @@ class PPOTask(Task):
             loss, metrics, grads = mean_over_devices((loss, metrics, grads))
             state = state.apply_gradients(grads)
             if self.learning_rate_schedule == "adaptive":
-                rate = adapt_rate(_hyperparameter(state, "learning_rate"), metrics["kl"], self.desired_kl)
+                rate = adapt_rate(state.hyperparameters["learning_rate"], metrics["kl"], self.desired_kl)
                 state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, learning_rate=rate))
             return state, {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
 
@@ -381,7 +381,7 @@ class PPOTask(Task):
         state, metrics = jax.lax.scan(one_epoch, state, jax.random.split(rng, self.num_epochs))
         return state.replace(carry=carry), {
             **jax.tree.map(jnp.mean, metrics),
-            "learning_rate": _hyperparameter(state, "learning_rate"),
+            "learning_rate": state.hyperparameters["learning_rate"],
         }
 
 
@@ -392,11 +392,6 @@ def adapt_rate(rate: jax.Array, kl: jax.Array, desired_kl: float) -> jax.Array:
     moved = kl > 1e-6
     rate = jnp.where(kl > 2 * desired_kl, jnp.maximum(1e-5, rate / 1.5), rate)
     return jnp.where((kl < desired_kl / 2) & moved, jnp.minimum(1e-2, rate * 1.5), rate)
-
-
-def _hyperparameter(state: TrainState, name: str) -> jax.Array:
-    # A scheduled one has a schedule's state under the same name.
-    return optax.tree_utils.tree_get(state.opt_state, name, filtering=lambda _, value: isinstance(value, jax.Array))
 
 
 def _shuffled_parts(

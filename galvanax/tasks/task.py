@@ -53,7 +53,10 @@ class Task:
         """Writes dataset statistics into a fresh model's normalisers; a loaded or resumed model has them already."""
 
     def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
-        """Makes the optimizer for a run of `num_steps` updates (for learning-rate schedules)."""
+        """Makes the optimizer for a run of `num_steps` updates (for learning-rate schedules).
+
+        `optax.inject_hyperparams(optax.adam)(learning_rate=schedule)` keeps the rate in its state, and it is logged.
+        """
         raise NotImplementedError(
             f"{type(self).__name__} must define build_optimizer(self, num_steps) -> optax.GradientTransformation."
         )
@@ -88,6 +91,8 @@ class Task:
     def train_step(self, state: TrainState, batch: Any, rng: jax.Array) -> tuple[TrainState, Metrics]:
         """One step. The default is one gradient step on `loss`, with the gradients' norm as the metric `"grad_norm"`.
 
+        Where the optimizer keeps its rate, that is the metric `"learning_rate"`.
+
         Args:
           state: before the step.
           batch: a pytree of arrays `(batch, ...)`.
@@ -112,8 +117,9 @@ class Task:
                 f'{type(self).__name__}.loss returned a metric named "grad_norm", the name of the gradients\' norm; '
                 "give it another one."
             )
-        metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
-        return state.apply_gradients(grads, variables=variables), metrics
+        state = state.apply_gradients(grads, variables=variables)
+        rates = {name: rate for name, rate in state.hyperparameters.items() if name == "learning_rate"}
+        return state, {**rates, "loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
 
     def evaluate(self, model: nnx.Module, batch: Any, rng: jax.Array) -> Metrics:
         """Metrics by name for validation and test, `"loss"` by default among them.

@@ -96,6 +96,16 @@ class TrainState:
         """The model; in training mode if `rng` is given (see `ModelDef.merge`)."""
         return self.definition.merge(self.params if params is None else params, self.variables, rng)
 
+    @property
+    def hyperparameters(self) -> Arrays:
+        """What `optax.inject_hyperparams` keeps, by name, below all wrappers; not what two optimizers have."""
+        found: dict[str, list[jax.Array]] = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.opt_state):
+            kind, key = [None, None, *path][-2:]
+            if getattr(kind, "name", None) == "hyperparams" and isinstance(key, jax.tree_util.DictKey):
+                found.setdefault(key.key, []).append(leaf)
+        return {name: values[0] for name, values in found.items() if len(values) == 1}
+
     def apply_gradients(self, grads: Arrays, **changes: Any) -> "TrainState":
         """One optimizer update from gradients shaped like `params`; `changes` as in `replace`."""
         updates, opt_state = self.optimizer.update(grads, self.opt_state, self.params)
