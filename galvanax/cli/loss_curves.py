@@ -59,7 +59,7 @@ def _draw(axes: Any, name: str, curves: dict[str, Curve]) -> None:
     for split, points in curves.items():
         # A dot shows a value that stands alone.
         marker = "o" if len(points) < 20 else ""
-        axes.plot(*zip(*points, strict=True), marker, linestyle="-", markersize=3, linewidth=SPLITS[split], label=split)
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, linewidth=SPLITS[split], label=split)
     values = [value for points in curves.values() for _, value in points]
     # A logarithm would leave out what is not above 0, as PPO's loss and a likelihood often are.
     logarithmic = name == "loss" and bool(values) and min(values) > 0

@@ -1,5 +1,7 @@
 """The picture of a run's course: what a reader finds in it."""
 
+import warnings
+
 import pytest
 from pictures import drawn
 
@@ -12,7 +14,8 @@ def draw(tmp_path):
 
     def draw(table):
         (tmp_path / "metrics.csv").write_text(table)
-        with drawn() as figures:
+        with drawn() as figures, warnings.catch_warnings():
+            warnings.simplefilter("error")  # what matplotlib finds odd would be on the user's terminal
             plot_loss_curves(read_log(tmp_path / "metrics.csv"), tmp_path / "loss_curves.png")
         assert (tmp_path / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
         ((_, figure),) = figures.items()
