@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 
 def register(name: str, build: Callable[[], Any]) -> None:
-    """Makes `load(name)` and the command line know an environment.
+    """Makes `load(name)`, and so `gx.EnvironmentDataModule(name)`, know an environment.
 
     Args:
       name: without ":", not taken yet.
