@@ -16,6 +16,14 @@ from flax import nnx
 import galvanax as gx
 
 
+def casts_to_float16() -> bool:
+    """Whether XLA can: on a CPU without F16C (`--xla_cpu_max_isa=SSE4_2`) it can't compile such a cast."""
+    try:
+        return bool(jax.jit(lambda x: x.astype(jnp.float16))(jnp.ones(1))[0] == 1)
+    except jax.errors.JaxRuntimeError:
+        return False
+
+
 class Net(nnx.Module):
     """Two layers with dropout and batch normalisation: every kind of state a model can have."""
 

@@ -303,13 +303,13 @@ def test_callbacks_pass_the_weights_on_in_list_order(plain):
 def test_a_callback_must_keep_the_form():
     class Cast(gx.Callback):
         def init_params(self, params, variables):
-            return jax.tree.map(lambda value: value.astype(jnp.float16), params), variables
+            return jax.tree.map(lambda value: value.astype(jnp.bfloat16), params), variables
 
     class Drop(gx.Callback):
         def init_params(self, params, variables):
             return params, {}
 
-    with pytest.raises(gx.ConfigError, match=r"Cast.init_params changed .* from float32\[\d.*to float16"):
+    with pytest.raises(gx.ConfigError, match=r"Cast.init_params changed .* from float32\[\d.*to bfloat16"):
         start(NetTask(), Cast())
     with pytest.raises(gx.ConfigError, match=r"Drop.init_params changed which weights there are: norm/mean, norm/var"):
         start(NetTask(), Drop())

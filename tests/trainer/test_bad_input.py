@@ -151,7 +151,7 @@ def test_metrics_of_every_form(where):
             "float": 2.5,
             "int": 3,
             "numpy": np.float64(4.5),
-            "array": jnp.float16(5),
+            "array": jnp.bfloat16(5),
         },
         where,
     )
