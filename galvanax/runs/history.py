@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from galvanax.files import read_json, write_json
-from galvanax.runs.integrity import DamagedError
+from galvanax.runs.integrity import reading
 
 HISTORY = "history.json"
 
@@ -22,15 +22,13 @@ def read_history(folder: Path) -> list[Row]:
 
     Raises:
       DamagedError: the file holds something else.
-      OSError: it can't be read.
+      CheckpointError: the system can't read it; that is no damage.
     """
-    if not (folder / HISTORY).exists():
-        return []
-    try:
+    with reading(folder):
+        if not (folder / HISTORY).exists():
+            return []
         columns = read_json(folder / HISTORY)
         _check(columns)
-    except ValueError as error:
-        raise DamagedError(f"{folder} is damaged: {error}.") from error
     names, rows = list(columns), zip(*columns.values(), strict=True)
     return [{name: value for name, value in zip(names, row, strict=True) if value is not None} for row in rows]
 

@@ -33,7 +33,7 @@ def verify(folder: Path) -> CheckpointMeta:
       DamagedError: files are missing, altered, added or no files; names them.
       CheckpointError: the system can't read them; that is no damage.
     """
-    with _reading(folder):
+    with reading(folder):
         check_plain(folder)
         expected, found = read_json(folder / MANIFEST), checksums(folder)
         if found != expected:
@@ -53,7 +53,7 @@ def read_meta(folder: Path) -> CheckpointMeta:
     Raises:
       DamagedError, CheckpointError: as `verify`.
     """
-    with _reading(folder):
+    with reading(folder):
         check_plain(folder)
         return _read(folder)
 
@@ -84,7 +84,8 @@ def _read(folder: Path) -> CheckpointMeta:
 
 
 @contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def reading(folder: Path) -> Iterator[None]:
+    """Says of an error in a checkpoint's files whether it is damage; raises as `verify`."""
     try:
         yield
     except ValueError as error:

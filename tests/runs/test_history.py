@@ -96,3 +96,13 @@ def test_a_file_that_holds_something_else(whole, tmp_path, content, message):
     write_manifest(tmp_path / "30")
     with pytest.raises(DamagedError, match=message):
         read_history(tmp_path / "30")
+
+
+def test_a_read_error_is_no_damage(whole, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("galvanax.runs.history.read_json", fail)
+    with pytest.raises(gx.CheckpointError, match=r"can't be read at the moment: history\.json: Input/output") as caught:
+        read_history(whole[0] / "checkpoints" / "30")
+    assert not isinstance(caught.value, DamagedError)
