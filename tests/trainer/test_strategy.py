@@ -218,7 +218,7 @@ def test_the_losses_are_those_of_one_device(request, case, setup):
     worst = 0.0
     for step, metrics in one.items():
         for name, value in metrics.items():
-            if name in EXACT:
+            if name in EXACT or value == 0.0:  # the rate of a warm-up's first step is 0
                 assert other[step][name] == value, (step, name)
             else:
                 worst = max(worst, abs(other[step][name] / value - 1))
