@@ -17,6 +17,7 @@ import pytest
 import tyro
 
 import galvanax as gx
+from galvanax.cli.callback_flags import SHIPPED
 from galvanax.cli.fit import SHORT, FitCommand
 from galvanax.experiments.registry import EXPERIMENTS
 
@@ -214,8 +215,9 @@ def unknown_flags(span: str, words: list[str], command: Any) -> Iterator[str]:
 def is_flag(record: Any, path: list[str]) -> bool:
     """Whether a field is there, at the end of the path, that the command line may set."""
     name, rest = path[0], path[1:]
-    if isinstance(record, dict):
-        return name in record and bool(rest) and is_flag(record[name], rest)
+    if isinstance(record, dict):  # callbacks: those of the experiment, and those that can be added
+        callback = record.get(name, SHIPPED.get(name))
+        return callback is not None and (not rest or is_flag(callback, rest))
     for field in dataclasses.fields(record) if dataclasses.is_dataclass(record) else ():
         if name == field.name or (name == f"no_{field.name}" and field.type is bool):
             suppressed = tyro.conf.Suppress in typing.get_args(field.type)[1:]
@@ -272,7 +274,7 @@ def test_the_flags_that_the_page_names():
         ("--num-samples 100 --batch 32", "--num-samples 100 --rows 32", ["no flag --rows"]),
         ("fit g1-ppo --data.num-envs 2048", "fit g2-ppo --data.num-envs 2048", ["no experiment g2-ppo"]),
         ("fit g1-ppo --data.num-envs 2048", "fit g1-ppo --data.environments 2048", ["no flag --data.environments"]),
-        ("--callbacks.checkpoint.every steps:100", "--callbacks.ema.decay 0.9", ["no flag --callbacks.ema.decay"]),
+        ("--callbacks.checkpoint.every steps:100", "--callbacks.emma.decay 0.9", ["no flag --callbacks.emma.decay"]),
         ("fit g1-ppo --trainer.run-dir", "fit g1-ppo --trainer.name", ["no flag --trainer.name"]),  # not for users
         ("`galvanax launch --processes 4 ", "`galvanax launch --gpus 4 ", ["no flag --gpus"]),
     ],

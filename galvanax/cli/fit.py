@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from galvanax.callbacks.callback import Callback
-from galvanax.callbacks.freeze import Freeze
-from galvanax.callbacks.warm_start import WarmStart
+from galvanax.cli.callback_flags import choose_callbacks
 from galvanax.cli.dry_run import dry_run
 from galvanax.cli.evaluate import evaluate_run
 from galvanax.cli.strategy_flag import strategy_rule
@@ -19,22 +17,33 @@ from galvanax.experiments.registry import EXPERIMENTS
 from galvanax.trainer import processes
 from galvanax.trainer.schedule import Epochs, Minutes, Steps
 
-SHORT = {"--data": "--data.data", "--devices": "--trainer.devices"}
+SHORT = {
+    "--data": "--data.data",
+    "--devices": "--trainer.devices",
+    "--freeze": "--callbacks.freeze",
+    "--warm-start": "--callbacks.warm-start",
+    "--partial": "--callbacks.warm-start.partial",
+}
 INTERVALS: dict[str, Any] = {"steps": Steps, "epochs": Epochs, "minutes": Minutes}
 
 
 @dataclasses.dataclass
 class FitCommand:
-    """Train an experiment.
+    """Train an experiment: a flag for every field of its task, data, trainer and callbacks.
+
+    `--callbacks.NAME [VALUE]` adds a callback (summary, freeze, warm-start, accumulate, clip, ema, early-stopping,
+    checkpoint, csv, tensorboard, wandb, video, progress, or NAME path/to/file.py:Class of one's own), or changes the
+    one of that name; `none` takes it away; `--callbacks.NAME.FIELD VALUE` sets a field, and `--callbacks.NAME --help`
+    shows those of one that is not there yet.
+
+    Short for longer flags: --data FILES, --devices N, --freeze PATTERN ..., --warm-start RUN (a run's folder, a
+    checkpoint or an exported file) with --partial.
 
     Attributes:
       experiment: what to train.
       resume: continue the run in its folder: "last" (a bare --resume), "best", a step, a path, or "auto".
       overwrite: delete the run in the folder first.
       evaluate: measure the best checkpoint afterwards.
-      warm_start: start from the weights of this run's folder, checkpoint or exported file.
-      partial: of a warm start: what those weights lack, or have in another shape, starts afresh.
-      freeze: keep the parameters with these paths as they are, such as "network/layers/0/*".
       dry_run: train nothing; compile for as many simulated devices as --devices says, and print what a step costs.
       json: of a dry run: print one JSON object and nothing else.
     """
@@ -43,9 +52,6 @@ class FitCommand:
     resume: str | None = None
     overwrite: bool = False
     evaluate: bool = True
-    warm_start: Path | None = None
-    partial: bool = False
-    freeze: tuple[str, ...] = ()
     dry_run: bool = False
     json: bool = False
 
@@ -68,7 +74,6 @@ def fit(arguments: list[str]) -> None:
     experiment.trainer = dataclasses.replace(experiment.trainer, name=absolute, overwrite=command.overwrite)
     if command.resume and experiment.trainer.overwrite:
         raise ConfigError("--resume and --overwrite contradict each other.")
-    experiment.callbacks = _with_fine_tuning(experiment.callbacks, command)
     if command.dry_run:
         return dry_run(experiment, arguments, command.json)
     if command.json:
@@ -81,31 +86,13 @@ def fit(arguments: list[str]) -> None:
 
 def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitCommand:
     """The command with the experiment's fields changed as the flags say."""
-    return tyro.cli(
-        FitCommand,
-        args=_spell_out(flags),
-        default=FitCommand(experiment),
-        prog=f"galvanax fit {reference}",
-        registry=_registry(),
-    )
-
-
-def _with_fine_tuning(callbacks: dict[str, Callback], command: FitCommand) -> dict[str, Callback]:
-    added: dict[str, Callback] = {}
-    if command.freeze:
-        added["freeze"] = Freeze(command.freeze)
-    if command.warm_start is not None:
-        added["warm_start"] = WarmStart(command.warm_start, partial=command.partial)
-    elif command.partial:
-        raise ConfigError("--partial is of a --warm-start.")
-    for name in added.keys() & callbacks.keys():
-        raise ConfigError(f"The experiment has a callback {name!r} of its own: use --callbacks.{name}'s flags.")
-    # First, so that clipping sees only what trains.
-    return {**added, **callbacks}
+    prog, registry = f"galvanax fit {reference}", _registry()
+    experiment, flags = choose_callbacks(experiment, _spell_out(flags), prog, registry)
+    return tyro.cli(FitCommand, args=flags, default=FitCommand(experiment), prog=prog, registry=registry)
 
 
 def _spell_out(flags: list[str]) -> list[str]:
-    """A bare `--resume` is of the last checkpoint; `--data` and `--devices` are short for flags of data and trainer."""
+    """A bare `--resume` is of the last checkpoint; and flags that are short for others (`SHORT`)."""
     spelled: list[str] = []
     for index, flag in enumerate(flags):
         spelled.append(SHORT.get(flag, flag))

@@ -18,6 +18,7 @@ from galvanax.datamodules.datamodule import DataModule
 from galvanax.datamodules.environment import EnvironmentDataModule
 from galvanax.errors import ConfigError, DataError, GalvanaxError, RunDirError, nearest
 from galvanax.experiments.experiment import Experiment, find_experiment
+from galvanax.experiments.own_code import names_file
 from galvanax.experiments.registry import EXPERIMENTS
 from galvanax.files import check_plain, describe_os_error
 from galvanax.networks.actor_critic import ActorCritic
@@ -169,7 +170,7 @@ def _registered(config: dict[str, Any], path: Path) -> Experiment:
         raise RunDirError(f"{path} is damaged: trainer.name is {name!r:.80}; expected a string or null.")
     if _is_registered(name):
         return EXPERIMENTS[name]()
-    if ".py" not in name:
+    if not names_file(name):
         raise ConfigError(f"{path} names the experiment {name!r:.80}, which is none of this version's.{_near(name)}")
     # What could not be seen in the line that is to be pasted, is not offered for it.
     said = shlex.quote(name) if name.isprintable() and len(name) <= LONGEST else f"{name!r:.{LONGEST}}"

@@ -1,14 +1,13 @@
 """An experiment: everything that a run is made of, in one record."""
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from galvanax.callbacks.callback import Callback
 from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import ConfigError, nearest
+from galvanax.experiments.own_code import from_file, names_file
 from galvanax.tasks.task import Task
 from galvanax.trainer.run import FitResult
 from galvanax.trainer.trainer import Trainer
@@ -44,25 +43,11 @@ def find_experiment(reference: str, registry: dict[str, Callable[[], Experiment]
     Raises:
       ConfigError: there is no such name, file, or experiment in the file.
     """
-    if ".py" not in reference:
+    if not names_file(reference):
         if reference not in registry:
             raise ConfigError(f"Unknown experiment {reference!r}.{nearest(reference, registry)}")
         return registry[reference]()
-    file, _, name = reference.partition(":")
-    if not Path(file).is_file():
-        raise ConfigError(f"There is no file {file}.")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up by name; and as in `python file.py`, its neighbours can be imported.
-    sys.modules[spec.name] = module
-    if (folder := str(Path(file).parent.absolute())) not in sys.path:
-        sys.path.insert(0, folder)
-    spec.loader.exec_module(module)
-    found = getattr(module, name, None)
-    experiment = found() if callable(found) else found
-    if not isinstance(experiment, Experiment):
-        names = [key for key, value in vars(module).items() if isinstance(value, Experiment)]
-        raise ConfigError(f"{file} holds no gx.Experiment named {name!r}.{nearest(name, names)}")
-    return experiment
+    found = from_file(reference, Experiment, "gx.Experiment")
+    if isinstance(found, type):
+        raise ConfigError(f"{reference} is the class gx.Experiment itself; expected one that is made.")
+    return found

@@ -101,7 +101,8 @@ def test_what_is_wrong(own, tmp_path, capsys):
         capsys, *new, "--warm-start", "sprin"
     )
     assert "'layer/0/*', which matches none" in fails(capsys, *new, "--freeze", "layer/0/*")
-    assert "has a callback 'freeze' of its own" in fails(capsys, "fit", "spring.py:frozen", "--freeze", "layers/0/*")
+    assert "'layer/0/*', which matches none" in fails(capsys, "fit", "spring.py:frozen", "--freeze", "layer/0/*")
+    assert "callbacks.warm-start.source" in fails(capsys, *new, "--partial")
     assert "There is no run folder" in fails(capsys, "export", "sprin", "--output", "weights.safetensors")
     assert "No checkpoint of step 5" in fails(
         capsys, "export", "spring", "--output", "weights.safetensors", "--checkpoint", "5"
