@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -9,14 +10,14 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tyro
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from galvanax.cli.doctor_checks import CHECKS, Result, installed_versions
+from galvanax.cli.doctor_checks import CHECKS, Result, check_environment, installed_versions
 from galvanax.errors import ConfigError, nearest
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red"}
@@ -32,10 +33,12 @@ class DoctorCommand:
       json: print one JSON object and nothing else.
       only: run these checks alone, of versions, devices, jit, mjx, brax, environment, orbax, rendering, precision,
         compile-cache, machine, optional.
+      robot: the environment that is made and stepped, such as go2 or g1; a legged robot takes half a minute to compile.
     """
 
     json: bool = False
     only: tuple[str, ...] = ()
+    robot: str = "cart-pole-balance"
 
 
 def doctor(arguments: list[str]) -> None:
@@ -49,9 +52,13 @@ def doctor(arguments: list[str]) -> None:
     for name in command.only:
         if name not in CHECKS:
             raise ConfigError(f"only={name}: there is no such check.{nearest(name, CHECKS)}")
+    checks: dict[str, Callable[[], Result]] = {
+        **CHECKS,
+        "environment": functools.partial(check_environment, command.robot),
+    }
     # Beside a training run, which may have taken three quarters of the GPU's memory, there is none to reserve.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    results = run_checks([name for name in CHECKS if name in command.only or not command.only])
+    results = run_checks({name: checks[name] for name in checks if name in command.only or not command.only})
     counts = Counter[str](result.status for result in results)
     if command.json:
         report = {
@@ -66,17 +73,17 @@ def doctor(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-def run_checks(names: Sequence[str]) -> list[Result]:
-    """Runs checks by name, each to its end: what one raises is its result, "fail"."""
+def run_checks(checks: Mapping[str, Callable[[], Result]]) -> list[Result]:
+    """Runs checks, each to its end: what one raises is its result, "fail"."""
     results = []
     # To stderr, and only where that is a terminal.
     with Console(stderr=True).status("") as status, _silent_stdout(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in names:
+        for name, check in checks.items():
             status.update(f"checking {name}")
             start = time.perf_counter()
             try:
-                result = CHECKS[name]()
+                result = check()
             except Exception as error:
                 result = _failure(name, error)
             results.append(dataclasses.replace(result, name=name, seconds=round(time.perf_counter() - start, 3)))

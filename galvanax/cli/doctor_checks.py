@@ -220,24 +220,24 @@ def check_brax() -> Result:
     return Result("pass", "building blocks import, GAE is right")
 
 
-def check_environment() -> Result:
+def check_environment(name: str = "cart-pole-balance") -> Result:
     """An environment resets and steps, compiled."""
     import jax
     import jax.numpy as jnp
 
     from galvanax import envs
 
-    env = envs.load("cart-pole-balance")
+    env = envs.load(name)
     step = jax.jit(env.step)
     state = first = jax.jit(env.reset)(jax.random.key(0))
     for _ in range(3):
         state = step(state, jnp.full(env.action_size, 0.5))
     seen = (state.obs, state.reward, state.done, state.data.qpos, state.data.qvel)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen)):
-        return Result("fail", f"cart-pole-balance: not finite after 3 steps: obs {state.obs}", "See the mjx check.")
+        return Result("fail", f"{name}: not finite after 3 steps: obs {state.obs}", "See the mjx check.")
     if np.array_equal(first.data.qpos, state.data.qpos):
-        return Result("fail", "cart-pole-balance doesn't move in 3 steps", "See the mjx check.")
-    return Result("pass", f"cart-pole-balance: 3 compiled steps, finite, reward {float(state.reward):.3f}")
+        return Result("fail", f"{name} doesn't move in 3 steps", "See the mjx check.")
+    return Result("pass", f"{name}: 3 compiled steps, finite, reward {float(state.reward):.3f}")
 
 
 def check_orbax() -> Result:

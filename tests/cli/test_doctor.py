@@ -255,6 +255,14 @@ def test_environment(capsys, monkeypatch):
     assert "not finite" in result.found
     monkeypatch.setattr(type(pendulum), "step", lambda self, state, action: state)
     assert "doesn't move" in one(capsys, "environment")[1].found
+    monkeypatch.undo()
+    # One of the user's choice.
+    status, report = run(capsys, "environment", "--robot", "pendulum")
+    assert (status, report["results"][0]["status"]) == (0, "pass")
+    assert report["results"][0]["found"].startswith("pendulum: 3 compiled steps")
+    status, report = run(capsys, "environment", "--robot", "go3")
+    assert status == 1
+    assert "Unknown environment 'go3'. Nearest: go2" in report["results"][0]["found"]
     # A registry that doesn't import.
     monkeypatch.setitem(sys.modules, "galvanax.envs", None)
     monkeypatch.delattr("galvanax.envs")
