@@ -18,8 +18,8 @@ from galvanax.tasks.policy_rollout import Command
 class CollectCommand:
     """Collect a PPO run's motions, in the environment that it is judged in, many episodes at a time.
 
-    The NPZ has states (N, T, nq + nv), actions (N, T, a), conditionings (N, T, c) where the robot is commanded,
-    rewards, lengths (N,), dt, joint_names, nq and nv. An episode depends on the seed and its number alone.
+    The NPZ has states (N, T, nq + nv), actions (N, T, a), conditionings (N, T, c) where there are any, rewards, lengths
+    (N,), dt, joint_names, nq and nv. An episode depends on the seed and its number alone.
 
     Attributes:
       run_dir: the run's folder.
@@ -33,6 +33,9 @@ class CollectCommand:
       keep_short: keep episodes that end early too, padded, and take no others in their place.
       command: VX VY YAW, what a legged robot is asked for all the time: forward and left (m/s), yaw rate (rad/s). By
         default random commands.
+      conditioning: what DynaFlow may be told of a motion, any of command (the velocity), phase (sine and cosine of the
+        stepping clock), obs (what the policy sees), obs:NAME (a part of it, such as obs:gravity); with blanks or commas
+        between them. By default the command, where the robot is commanded; none: nothing.
       stochastic: sample the policy's actions instead of taking the most likely ones.
       seed: of the episodes.
       shard_size: at most so many episodes a file, motions-00000-of-00004.npz and so on; memory holds one such file.
@@ -48,6 +51,7 @@ class CollectCommand:
     episode_length: int | None = None
     keep_short: bool = False
     command: Command | None = None
+    conditioning: tuple[str, ...] | None = None
     stochastic: bool = False
     seed: int = 0
     shard_size: int | None = None
@@ -74,6 +78,7 @@ def collect(arguments: list[str]) -> None:
         num_envs=command.num_envs,
         deterministic=not command.stochastic,
         keep_short=command.keep_short,
+        conditioning=_names(command.conditioning),
     )
     counted = _Counted(batches)
     paths = save_motions(command.output, counted, env, command.num_episodes, shard_size=command.shard_size)
@@ -86,6 +91,10 @@ def collect(arguments: list[str]) -> None:
         print(f"{counted.short} of them are shorter: `lengths` says where they end")
     else:
         print(f"{counted.tried - command.num_episodes} of {counted.tried} episodes ended early and were left out")
+
+
+def _names(words: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return None if words is None else tuple(name for word in words for name in word.split(",") if name != "none")
 
 
 class _Counted:

@@ -1,7 +1,7 @@
 """Motions of a policy as data for those who learn from demonstrations: collected side by side, streamed to disk."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,14 @@ from flax import nnx
 from galvanax.errors import ConfigError, DataError
 from galvanax.files import partial_file
 from galvanax.rendering.trajectory_npz import model_name
-from galvanax.tasks.policy_rollout import Episodes, control_dt, episode_keys, mujoco_model, play_episodes
+from galvanax.tasks.policy_rollout import (
+    Episodes,
+    conditioning_of,
+    control_dt,
+    episode_keys,
+    mujoco_model,
+    play_episodes,
+)
 
 # Fewer whole episodes than this part, and collecting gives up.
 _FEWEST = 0.1
@@ -30,7 +37,7 @@ class Motions:
       lengths: rows that count `(episodes,)`; past them, the last state that counts, and zeros.
       episodes: their numbers `(episodes,)`, of which their randomness is a function.
       fell: whether the environment ended them `(episodes,)`.
-      conditionings: the commands that the policy followed `(episodes, steps, c)`, or None.
+      conditionings: what the motion followed, by default the commanded velocity `(episodes, steps, c)`, or None.
     """
 
     states: np.ndarray
@@ -63,6 +70,7 @@ def collect_motions(
     num_envs: int = 256,
     deterministic: bool = True,
     keep_short: bool = False,
+    conditioning: Sequence[str] | None = None,
 ) -> Iterator[Motions]:
     """Exactly `num_episodes` episodes, in the order of their numbers, batch by batch as they are simulated.
 
@@ -79,18 +87,22 @@ def collect_motions(
       deterministic: take the policy's mode, else sample.
       keep_short: take episodes 0, 1, 2, ... whatever their length. Otherwise those that end before `num_steps` are left
         out, and later numbers take their place.
+      conditioning: names of `conditioning_of`; by default `("command",)` where the robot is commanded.
 
     Yields:
       the episodes that were kept of each batch, at least one.
 
     Raises:
-      ConfigError: a number makes no sense, or the environment has no MuJoCo model.
+      ConfigError: a number makes no sense, or the environment has no MuJoCo model or nothing of a name to condition on.
       DataError: a state is not finite; or, of as many episodes as were asked for, less than a tenth is whole.
     """
     for name, value in (("num_episodes", num_episodes), ("num_steps", num_steps), ("num_envs", num_envs)):
         if value < 1:
             raise ConfigError(f"{name}={value}: expected at least 1.")
     mujoco_model(env)
+    start = jax.eval_shape(env.reset, jax.random.key(0))
+    names = tuple(conditioning if conditioning is not None else ["command"] if "command" in start.info else [])
+    jax.eval_shape(lambda state: conditioning_of(env, state, names), start)
     count = min(num_envs, num_episodes)
     tried = kept = 0
     while kept < num_episodes:
@@ -101,7 +113,9 @@ def collect_motions(
             )
         numbers = np.arange(tried, tried + count)
         # The last batch is as large as the others: another size would be another program.
-        played = play_episodes(model, env, episode_keys(seed, numbers), num_steps, deterministic=deterministic)
+        played = play_episodes(
+            model, env, episode_keys(seed, numbers), num_steps, deterministic=deterministic, conditioning=names
+        )
         motions = _motions(jax.device_get(played), numbers)
         whole = np.flatnonzero(np.ones(count, bool) if keep_short else motions.lengths == num_steps)
         whole = whole[: num_episodes - kept]
@@ -175,7 +189,7 @@ def _motions(played: Episodes, numbers: np.ndarray) -> Motions:
         lengths=lengths,
         episodes=numbers,
         fell=np.asarray(played.fell),
-        conditionings=None if played.command is None else np.asarray(played.command),
+        conditionings=None if played.conditioning is None else np.asarray(played.conditioning),
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 
 from galvanax.envs.environment import cast_like, strong
 from galvanax.envs.legged.settings import Commands
-from galvanax.errors import ConfigError, DataError
+from galvanax.errors import ConfigError, DataError, nearest
 from galvanax.networks.actor_critic import ActorCritic
 from galvanax.rendering.trajectory_npz import MotionClip
 
@@ -34,6 +35,7 @@ class Episodes:
       qvel: velocities before the action, likewise.
       ctrl: the actuators' controls in the last physics step of the action, or None where there are none.
       command: what the policy was asked to do: `info["command"]` before the action, or None.
+      conditioning: what was asked for by name, side by side, before the action; see `conditioning_of`. Or None.
       action: what the environment got.
       reward: of the action.
       length: rows that count `(episodes,)`.
@@ -46,6 +48,7 @@ class Episodes:
     qvel: jax.Array | None
     ctrl: jax.Array | None
     command: jax.Array | None
+    conditioning: jax.Array | None
     action: jax.Array
     reward: jax.Array
     length: jax.Array
@@ -54,7 +57,13 @@ class Episodes:
 
 
 def play_episodes(
-    model: nnx.Module, env: Any, keys: jax.Array, num_steps: int, *, deterministic: bool = True
+    model: nnx.Module,
+    env: Any,
+    keys: jax.Array,
+    num_steps: int,
+    *,
+    deterministic: bool = True,
+    conditioning: tuple[str, ...] = (),
 ) -> Episodes:
     """One episode for each key, all at the same time; compiled once for an environment and a number of keys.
 
@@ -67,14 +76,43 @@ def play_episodes(
       keys: `(episodes,)`.
       num_steps: control steps, at most.
       deterministic: take the policy's mode, else sample.
+      conditioning: names of what else to write down, of `conditioning_of`.
 
     Raises:
-      ConfigError: `num_steps` makes no sense.
+      ConfigError: `num_steps` makes no sense, or the environment lacks one of `conditioning`.
     """
     if num_steps < 1:
         raise ConfigError(f"num_steps={num_steps}: expected at least 1.")
     structure, weights = nnx.split(model)
-    return _play(_Same(env), structure, weights, keys, num_steps, deterministic)
+    return _play(_Same(env), structure, weights, keys, num_steps, deterministic, conditioning)
+
+
+def conditioning_of(env: Any, state: Any, names: Sequence[str]) -> jax.Array | None:
+    """What a motion can be conditioned on, side by side `(c,)`, of one environment's state; None without names.
+
+    Args:
+      env: the environment.
+      state: of it.
+      names: `"command"`: the commanded velocity. `"phase"`: sine and cosine of the stepping clock. `"obs"`: the
+        observation that the policy gets. `"obs:NAME"`: a part of it, by `observation_layout`, or another entry of an
+        observation that is a dict.
+
+    Raises:
+      ConfigError: the environment has no such thing; says what it has.
+    """
+    entries = dict(state.obs) if isinstance(state.obs, Mapping) else {"state": state.obs}
+    parts = {f"obs:{name}": value for name, value in entries.items()}
+    parts["obs"] = entries["state"]
+    for name, where in getattr(env, "observation_layout", {}).items():
+        parts[f"obs:{name}"] = entries["state"][where]
+    if "command" in state.info:
+        parts["command"] = state.info["command"]
+    if "obs:phase" in parts:
+        parts["phase"] = parts["obs:phase"]
+    for name in names:
+        if name not in parts:
+            raise ConfigError(f"conditioning: {type(env).__name__} has no {name!r}.{nearest(name, sorted(parts))}")
+    return jnp.concatenate([jnp.ravel(parts[name]) for name in names]) if names else None
 
 
 def episode_keys(seed: int, numbers: np.ndarray) -> jax.Array:
@@ -204,9 +242,15 @@ class _Same:
         return id(self.value)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5, 6))
 def _play(
-    env: _Same, structure: nnx.GraphDef, weights: nnx.State, keys: jax.Array, num_steps: int, deterministic: bool
+    env: _Same,
+    structure: nnx.GraphDef,
+    weights: nnx.State,
+    keys: jax.Array,
+    num_steps: int,
+    deterministic: bool,
+    conditioning: tuple[str, ...],
 ) -> Episodes:
     model: ActorCritic = nnx.merge(structure, weights)
     reset, step = jax.vmap(env.value.reset), jax.vmap(env.value.step)
@@ -227,6 +271,7 @@ def _play(
             "qvel": qvel,
             "ctrl": _physics(after)[2],
             "command": state.info.get("command"),
+            "conditioning": jax.vmap(lambda one: conditioning_of(env.value, one, conditioning))(state),
             "action": action,
             "reward": after.reward,
         }

@@ -13,6 +13,7 @@ from galvanax.cli.runs import load_policy
 from galvanax.physics import load_model
 from galvanax.rendering import load_trajectory
 from galvanax.tasks.collect_motions import collect_motions, save_motions
+from galvanax.tasks.policy_rollout import conditioning_of
 
 
 def read(path):
@@ -59,6 +60,34 @@ def test_what_is_in_the_file(motions):
     assert str(motions["model_name"])
     assert list(motions["action_names"]) == ["push"]
     np.testing.assert_array_equal(motions["episodes"], np.arange(6))
+
+
+def test_what_a_motion_is_conditioned_on(ppo_run, tiny_ppo, motions, tmp_path, capsys):
+    """A cart-pole's observation is its state with the angle's sine and cosine (written plainly here)."""
+    flags = [ppo_run, "--experiment", tiny_ppo, "--num-episodes", 6, "--keep-short", "--output"]
+    run("collect", *flags, tmp_path / "seen.npz", "--conditioning", "obs,obs:state", "obs")
+    found = read(tmp_path / "seen.npz")
+    np.testing.assert_array_equal(found["states"], motions["states"])
+    rows = np.arange(50) < motions["lengths"][:, None]
+    x, angle, speed, turn = np.moveaxis(found["states"][rows], -1, 0)
+    seen = np.stack([x, np.cos(angle), np.sin(angle), speed, turn], -1)
+    np.testing.assert_allclose(found["conditionings"][rows], np.tile(seen, 3), rtol=1e-5, atol=1e-6)
+    said = fails(capsys, "collect", *flags, tmp_path / "no.npz", "--conditioning", "comand")
+    assert "conditioning: CartPole has no 'comand'." in said
+    assert not (tmp_path / "no.npz").exists()
+
+
+def test_what_legged_robots_offer():
+    """The clock and the command of a G1, without a simulation: from a state of zeros, but for those."""
+    env = gx.envs.load("g1")
+    start = jax.eval_shape(env.reset, jax.random.key(0))
+    obs = np.arange(47.0)
+    state = gx.envs.State(None, obs, 0.0, 0.0, info={"command": np.array([0.5, 0.1, -0.2])})
+    assert start.obs.shape == obs.shape
+    found = conditioning_of(env, state, ("command", "phase", "obs:gravity"))
+    np.testing.assert_allclose(found, [0.5, 0.1, -0.2, 45, 46, 3, 4, 5])
+    with pytest.raises(gx.ConfigError, match=r"G1 has no 'obs:gravty'.* Nearest: obs:gravity"):
+        conditioning_of(env, state, ("obs:gravty",))
 
 
 def test_the_file_is_logs_to_learn_dynamics_from(motions, tmp_path):
