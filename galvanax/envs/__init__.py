@@ -16,13 +16,14 @@ from galvanax.envs.randomization import Randomization
 from galvanax.envs.registry import load, register
 from galvanax.envs.registry import names as list
 from galvanax.envs.symmetry import Symmetry
-from galvanax.envs.systems import load_system, system_of
+from galvanax.envs.systems import Drive, load_system, system_of
 from galvanax.envs.terrain import Terrain
 from galvanax.envs.vision import Vision
 
 __all__ = [
     "AutoReset",
     "Commands",
+    "Drive",
     "Environment",
     "Gait",
     "HeightScan",

@@ -14,7 +14,7 @@ import optax
 import tyro
 from flax import nnx
 
-from galvanax.envs.systems import load_system
+from galvanax.envs.systems import Drive, load_system
 from galvanax.errors import ConfigError, nearest
 from galvanax.networks.flow_model import TrajectoryFlow
 from galvanax.physics.frames import to_start_frame
@@ -70,6 +70,7 @@ class FlowMatchingTask(Task, abc.ABC):
 
     Attributes:
       system: what moves: see `load_system`. Its states are those of the data.
+      drive: what an action means where `system` is a file of one's own; see `gx.envs.Drive`.
       solver_iterations: of the physics' constraint solver; by default the model's own.
       d_model: width of the transformer.
       num_heads: of its attention.
@@ -93,6 +94,7 @@ class FlowMatchingTask(Task, abc.ABC):
     """
 
     system: str = "pendulum"
+    drive: Drive = Drive()  # noqa: RUF009
     solver_iterations: int | None = None
     d_model: int = 128
     num_heads: int = 4
@@ -134,7 +136,7 @@ class FlowMatchingTask(Task, abc.ABC):
 
     def build_system(self) -> System:
         """The physics. Override it for a system of your own."""
-        return load_system(self.system, self.dt, iterations=self.solver_iterations)
+        return load_system(self.system, self.dt, iterations=self.solver_iterations, drive=self.drive)
 
     # The task.
 
