@@ -11,14 +11,19 @@ from galvanax.cli.callback_flags import choose_callbacks
 from galvanax.cli.dry_run import dry_run
 from galvanax.cli.evaluate import evaluate_run
 from galvanax.cli.strategy_flag import strategy_rule
+from galvanax.datamodules.environment import EnvironmentDataModule
 from galvanax.errors import ConfigError, nearest
 from galvanax.experiments.experiment import Experiment, find_experiment
+from galvanax.experiments.own_code import load_own_environment
 from galvanax.experiments.registry import EXPERIMENTS
+from galvanax.tasks.ppo import PPOTask
 from galvanax.trainer import processes
 from galvanax.trainer.schedule import Epochs, Minutes, Steps
+from galvanax.trainer.trainer import Trainer
 
 SHORT = {
     "--data": "--data.data",
+    "--data.env": "--data.environment",
     "--devices": "--trainer.devices",
     "--freeze": "--callbacks.freeze",
     "--warm-start": "--callbacks.warm-start",
@@ -36,14 +41,15 @@ class FitCommand:
     one of that name; `none` takes it away; `--callbacks.NAME.FIELD VALUE` sets a field, and `--callbacks.NAME --help`
     shows those of one that is not there yet.
 
-    Short for longer flags: --data FILES, --devices N, --freeze PATTERN ..., --warm-start RUN (a run's folder, a
-    checkpoint or an exported file) with --partial.
+    Short for longer flags: --data FILES, --data.env NAME, --devices N, --freeze PATTERN ..., --warm-start RUN (a run's
+    folder, a checkpoint or an exported file) with --partial.
 
     Attributes:
       experiment: what to train.
       resume: continue the run in its folder: "last" (a bare --resume), "best", a step, a path, or "auto".
       overwrite: delete the run in the folder first.
       evaluate: measure the best checkpoint afterwards.
+      env_steps: of PPO: end after so many control steps of all environments together, instead of --trainer.max-steps.
       dry_run: train nothing; compile for as many simulated devices as --devices says, and print what a step costs.
       json: of a dry run: print one JSON object and nothing else.
     """
@@ -52,6 +58,7 @@ class FitCommand:
     resume: str | None = None
     overwrite: bool = False
     evaluate: bool = True
+    env_steps: int | None = None
     dry_run: bool = False
     json: bool = False
 
@@ -72,6 +79,9 @@ def fit(arguments: list[str]) -> None:
     experiment = command.experiment
     absolute = reference if reference in EXPERIMENTS else str(Path(reference).absolute())
     experiment.trainer = dataclasses.replace(experiment.trainer, name=absolute, overwrite=command.overwrite)
+    if command.env_steps is not None:
+        experiment.trainer = _until(experiment, command.env_steps, flags)
+    load_own_environment(experiment.data)
     if command.resume and experiment.trainer.overwrite:
         raise ConfigError("--resume and --overwrite contradict each other.")
     if command.dry_run:
@@ -89,6 +99,18 @@ def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitComman
     prog, registry = f"galvanax fit {reference}", _registry()
     experiment, flags = choose_callbacks(experiment, _spell_out(flags), prog, registry)
     return tyro.cli(FitCommand, args=flags, default=FitCommand(experiment), prog=prog, registry=registry)
+
+
+def _until(experiment: Experiment, env_steps: int, flags: list[str]) -> Trainer:
+    """The trainer with the iterations that make so many control steps."""
+    task, data = experiment.task, experiment.data
+    if not isinstance(task, PPOTask) or not isinstance(data, EnvironmentDataModule):
+        raise ConfigError(f"--env-steps {env_steps}: {type(task).__name__} makes none; expected --trainer.max-steps.")
+    if "--trainer.max-steps" in flags:
+        raise ConfigError("--env-steps and --trainer.max-steps contradict each other.")
+    if env_steps < 1:
+        raise ConfigError(f"--env-steps {env_steps}: expected at least 1.")
+    return dataclasses.replace(experiment.trainer, max_steps=-(-env_steps // (task.unroll_length * data.num_envs)))
 
 
 def _spell_out(flags: list[str]) -> list[str]:

@@ -16,9 +16,10 @@ from typing import Any
 
 from galvanax.datamodules.datamodule import DataModule
 from galvanax.datamodules.environment import EnvironmentDataModule
+from galvanax.envs.registry import register_own
 from galvanax.errors import ConfigError, DataError, GalvanaxError, RunDirError, nearest
 from galvanax.experiments.experiment import Experiment, find_experiment
-from galvanax.experiments.own_code import names_file
+from galvanax.experiments.own_code import from_file, names_file
 from galvanax.experiments.registry import EXPERIMENTS
 from galvanax.files import check_plain, describe_os_error
 from galvanax.networks.actor_critic import ActorCritic
@@ -41,7 +42,7 @@ def load_run(run_dir: Path, experiment: str | None = None) -> tuple[Experiment, 
     Args:
       run_dir: the run's folder.
       experiment: `"path/to/file.py:name"`, or a registered name, as the user gave it; by default the registered one
-        that config.json names.
+        that config.json names. Where that was run on an environment of the user's file, it is that file's.
 
     Raises:
       RunDirError: the folder holds no run, a damaged config.json, or one whose experiment the user must name.
@@ -49,7 +50,16 @@ def load_run(run_dir: Path, experiment: str | None = None) -> tuple[Experiment, 
     """
     run_dir = find_run(run_dir)
     config, path = read_config(run_dir), run_dir / CONFIG
-    made = _registered(config, path) if experiment is None else find_experiment(experiment, EXPERIMENTS)
+    own = _own_environment(config)
+    if own is not None and (experiment is None or names_file(experiment)):
+        if experiment is None:
+            raise _refusal(path, "on the environment", own)
+        register_own(own, from_file(experiment, object, "environment"))
+        made = _registered(config, path)
+    elif experiment is None:
+        made = _registered(config, path)
+    else:
+        made = find_experiment(experiment, EXPERIMENTS)
     _check_types(config, made, path)
     return made, _with_settings(made.data, config["data"], path), config
 
@@ -172,11 +182,22 @@ def _registered(config: dict[str, Any], path: Path) -> Experiment:
         return EXPERIMENTS[name]()
     if not names_file(name):
         raise ConfigError(f"{path} names the experiment {name!r:.80}, which is none of this version's.{_near(name)}")
+    raise _refusal(path, "by the experiment", name)
+
+
+def _own_environment(config: dict[str, Any]) -> str | None:
+    """The environment of a user's file that a registered experiment was run on, if it was one."""
+    environment = config["data"].get("environment")
+    own = _is_registered(config["trainer"].get("name")) and isinstance(environment, str) and names_file(environment)
+    return environment if own else None
+
+
+def _refusal(path: Path, what: str, name: str) -> RunDirError:
     # What could not be seen in the line that is to be pasted, is not offered for it.
     said = shlex.quote(name) if name.isprintable() and len(name) <= LONGEST else f"{name!r:.{LONGEST}}"
-    raise RunDirError(
-        f"{path}: this run was made by the experiment {said}. A run folder is data, and reading one runs no code that "
-        f"it names. Name it yourself: --experiment {said}"
+    return RunDirError(
+        f"{path}: this run was made {what} {said}. A run folder is data, and reading one runs no code that it names. "
+        f"Name it yourself: --experiment {said}"
     )
 
 

@@ -24,6 +24,7 @@ class EnvironmentDataModule(DataModule):
     Attributes:
       environment: a name of `gx.envs.list()`, or any object of brax's convention, configured as you like. Training
         wrappers of brax and Playground are taken off, their time limit and `action_repeat` kept.
+      overrides: settings of an environment that is given by name, as of `gx.envs.load`: `{"action_scale": 0.3}`.
       num_envs: environments that are stepped side by side, over all devices.
       episode_length: control steps before an episode is cut off; by default the environment's own, else 1000.
       iterations_per_epoch: training steps that count as an epoch, the Trainer's default interval between validations.
@@ -32,6 +33,7 @@ class EnvironmentDataModule(DataModule):
     """
 
     environment: Any = "cart-pole-balance"
+    overrides: dict[str, int | float | bool | str] = dataclasses.field(default_factory=dict)
     num_envs: int = 512
     episode_length: int | None = None
     iterations_per_epoch: int = 50
@@ -45,6 +47,12 @@ class EnvironmentDataModule(DataModule):
           ConfigError: a setting makes no sense, an environment lacks a part, or the two don't fit each other.
         """
         check_counts(self, "num_envs", "iterations_per_epoch", "num_eval_episodes")
+        if self.overrides and not isinstance(self.environment, str):
+            name = type(self.environment).__name__
+            raise ConfigError(
+                f"EnvironmentDataModule.overrides={self.overrides}: expected none beside a {name}, which has settings "
+                "of its own; they are of an environment that is given by name."
+            )
         train, judged, length = self.train_env, self.eval_env, self.max_episode_length
         if self.eval_environment is None:
             return
@@ -66,7 +74,7 @@ class EnvironmentDataModule(DataModule):
 
     @functools.cached_property
     def _trained(self) -> tuple[Any, int | None]:
-        return _loaded(self.environment)
+        return _loaded(self.environment, self.overrides)
 
     @functools.cached_property
     def _judged(self) -> tuple[Any, int | None]:
@@ -106,13 +114,13 @@ class EnvironmentDataModule(DataModule):
         return grain.MapDataset.source([{"episode": episodes}])
 
 
-def _loaded(environment: Any) -> tuple[Any, int | None]:
+def _loaded(environment: Any, overrides: Mapping[str, Any] | None = None) -> tuple[Any, int | None]:
     """The environment itself, by name or not, and its wrappers' time limit; see `unwrap`.
 
     Raises:
       ConfigError: it lacks a part of brax's convention, or has a wrapper that can't be taken off.
     """
-    env = load(environment) if isinstance(environment, str) else environment
+    env = load(environment, overrides) if isinstance(environment, str) else environment
     if isinstance(env, type):
         raise ConfigError(f"{env.__name__} is a class; expected an environment. Nearest: {env.__name__}().")
     env, limit = unwrap(env)

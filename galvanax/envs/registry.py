@@ -30,7 +30,7 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
 
 def names() -> list[str]:
     """The registered environments. `"brax:NAME"` and `"playground:NAME"` load those libraries' too."""
-    return sorted(_BUILDERS)
+    return sorted(name for name in _BUILDERS if ":" not in name)
 
 
 def register(name: str, build: Callable[[], Any]) -> None:
@@ -50,6 +50,16 @@ def register(name: str, build: Callable[[], Any]) -> None:
     _BUILDERS[name] = build
 
 
+def register_own(reference: str, environment: Any) -> None:
+    """Makes `load` know an environment of a user's file by its reference, `path/to/file.py:name`.
+
+    Args:
+      reference: as settings have it.
+      environment: what the file has there: an environment, or a class or function that makes it without arguments.
+    """
+    _BUILDERS[reference] = environment if callable(environment) else lambda: environment
+
+
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Makes an environment.
 
@@ -63,13 +73,21 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
       DataError: the environment's model can't be compiled.
     """
     prefix, _, rest = name.partition(":")
-    if rest:
+    if rest and name not in _BUILDERS:
+        if prefix.endswith(".py"):
+            raise ConfigError(
+                f"environment={name!r} is of a file, whose code is run only where you name it: galvanax fit ppo "
+                f"--data.env {name}; in Python, pass the environment itself."
+            )
         if prefix not in _FOREIGN:
             raise ConfigError(f"Unknown prefix {prefix!r} in {name!r}.{nearest(prefix, _FOREIGN)}")
         return _FOREIGN[prefix](rest, dict(overrides or {}))
     if name not in _BUILDERS:
-        raise ConfigError(f"Unknown environment {name!r}.{nearest(name, _BUILDERS)}")
-    env = _BUILDERS[name]()
+        raise ConfigError(f"Unknown environment {name!r}.{nearest(name, names())}")
+    try:
+        env = _BUILDERS[name]()
+    except TypeError as error:
+        raise ConfigError(f"The environment {name!r} can't be made without arguments: {error}.") from error
     for path, value in (overrides or {}).items():
         env = _override(env, path.split("."), value, path)
     if isinstance(env, MJXEnvironment):

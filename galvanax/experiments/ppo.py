@@ -17,6 +17,11 @@ from galvanax.trainer.schedule import Steps
 from galvanax.trainer.trainer import Trainer
 
 
+def ppo() -> Experiment:
+    """PPO on any environment: --data.env NAME, brax:NAME, playground:NAME, or path/to/file.py:name of your own."""
+    return _experiment(PPOTask(), EnvironmentDataModule(), "runs/ppo", iterations=500, every=50)
+
+
 def cartpole_ppo() -> Experiment:
     """PPO swings a pole up on a cart and holds it there: minutes on two cores."""
     task = PPOTask(
