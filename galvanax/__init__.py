@@ -35,6 +35,7 @@ from galvanax.errors import (
     RunDirError,
 )
 from galvanax.experiments.experiment import Experiment
+from galvanax.experiments.tuning import Choice, Range, Tuning, tune
 from galvanax.physics.collect import collect_random_rollouts
 from galvanax.runs.checkpoint import Checkpoint
 from galvanax.runs.export import export_safetensors
@@ -62,6 +63,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "CheckpointError",
+    "Choice",
     "ConfigError",
     "DataError",
     "DataModule",
@@ -90,6 +92,7 @@ __all__ = [
     "Preempted",
     "ProcessError",
     "ProgressBar",
+    "Range",
     "RenderError",
     "RolloutDataModule",
     "Run",
@@ -103,6 +106,7 @@ __all__ = [
     "Trainer",
     "Trajectory",
     "TrajectoryDataModule",
+    "Tuning",
     "VideoRecorder",
     "WandBLogger",
     "WarmStart",
@@ -119,4 +123,5 @@ __all__ = [
     "read_trajectories",
     "rendering",
     "split_dataset",
+    "tune",
 ]

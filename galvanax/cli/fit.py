@@ -74,14 +74,8 @@ def fit(arguments: list[str]) -> None:
     reference, *flags = arguments
     if not {"-h", "--help", "--dry-run"} & set(flags):
         processes.initialize()  # first: an experiment may compute while it is made
-    experiment = find_experiment(reference, EXPERIMENTS)
-    command = parse(reference, experiment, flags)
+    command = build(reference, flags)
     experiment = command.experiment
-    absolute = reference if reference in EXPERIMENTS else str(Path(reference).absolute())
-    experiment.trainer = dataclasses.replace(experiment.trainer, name=absolute, overwrite=command.overwrite)
-    if command.env_steps is not None:
-        experiment.trainer = _until(experiment, command.env_steps, flags)
-    load_own_environment(experiment.data)
     if command.resume and experiment.trainer.overwrite:
         raise ConfigError("--resume and --overwrite contradict each other.")
     if command.dry_run:
@@ -92,6 +86,22 @@ def fit(arguments: list[str]) -> None:
     run_dir = None if experiment.trainer.fast_dev_run or not command.evaluate else experiment.trainer.run_dir
     if run_dir is not None and processes.is_main():  # on its own devices, while the others wait for it to end
         evaluate_run(run_dir, experiment.data, result=result)
+
+
+def build(reference: str, flags: list[str]) -> FitCommand:
+    """Makes the experiment that a name or `path/to/file.py:name` stands for, with its fields as the flags say.
+
+    Raises:
+      ConfigError: there is no such experiment, or a flag contradicts it.
+    """
+    command = parse(reference, find_experiment(reference, EXPERIMENTS), flags)
+    experiment = command.experiment
+    absolute = reference if reference in EXPERIMENTS else str(Path(reference).absolute())
+    experiment.trainer = dataclasses.replace(experiment.trainer, name=absolute, overwrite=command.overwrite)
+    if command.env_steps is not None:
+        experiment.trainer = _until(experiment, command.env_steps, flags)
+    load_own_environment(experiment.data)
+    return command
 
 
 def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitCommand:

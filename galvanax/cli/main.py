@@ -14,6 +14,8 @@ USAGE = """usage: galvanax COMMAND ...
       train; `galvanax fit EXPERIMENT --help` lists the flags
   launch --processes N fit EXPERIMENT ...
       the same, in several processes: one for each GPU
+  tune EXPERIMENT --search FLAG VALUES --output DIR [flags]
+      look for good settings: a run for each trial
   evaluate RUN_DIR [--checkpoint CHECKPOINT]
       measure a finished run again
   export RUN_DIR --output FILE [--checkpoint CHECKPOINT]
@@ -75,9 +77,11 @@ def _command(name: str) -> Callable[[list[str]], None]:
     from galvanax.cli.render import render
     from galvanax.cli.sample import sample
     from galvanax.cli.simulate import simulate
+    from galvanax.cli.tune import tune
 
     commands = {
         "fit": fit,
+        "tune": tune,
         "evaluate": evaluate,
         "export": export,
         "play": play,

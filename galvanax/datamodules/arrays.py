@@ -11,6 +11,7 @@ import numpy as np
 
 from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import DataError
+from galvanax.settings import check_counts
 from galvanax.trainer.batch import batch_spec, count_rows
 
 Arrays = Any  # a pytree of arrays (rows, ...)
@@ -38,8 +39,7 @@ class ArrayDataModule(DataModule):
 
     def setup(self) -> None:
         """Checks that the arrays agree in length, suffice for a batch, and hold numbers that jax can hold."""
-        if self.batch_size < 1:
-            raise DataError(f"batch_size={self.batch_size}: expected at least 1.")
+        check_counts(self, "batch_size")
         for split in ("train", "val", "test"):
             arrays = getattr(self, split)
             if arrays is None and split != "train":
