@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+import jax
+import mujoco
 import numpy as np
+
+import galvanax as gx
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -34,3 +38,32 @@ def test_the_code_for_dynax_users(tmp_path, monkeypatch):
     exec(code, names)
     expected = names["dataset"].next_states[0, 0]
     np.testing.assert_allclose(names["next_state"], expected, atol=0.02)
+
+
+def test_the_page_on_porting_a_robot(tmp_path, monkeypatch):
+    """Its robot resets and steps (traced: what it computes is the other robots'), and its experiment is one."""
+    monkeypatch.chdir(tmp_path)
+    page = README.parent / "docs" / "porting.md"
+    names: dict = {"__name__": "porting"}
+    try:
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            exec(code, names)
+        experiment = names["experiment"]
+        experiment.data.setup()
+        env = experiment.data.train_env
+    finally:
+        gx.envs.registry._BUILDERS.pop("quad", None)
+    state = jax.eval_shape(env.reset, jax.random.key(0))
+    after = jax.eval_shape(env.step, state, np.zeros(8, np.float32))
+    assert state.obs.shape == after.obs.shape == (36,)
+    assert "reward/knees" in after.metrics
+    # In the default pose the feet are just above the ground.
+    model = env.mj_model
+    data = mujoco.MjData(model)
+    data.qpos[2], data.qpos[7:] = env.initial_height, env.default_pose
+    mujoco.mj_forward(model, data)
+    spheres = model.geom_type == mujoco.mjtGeom.mjGEOM_SPHERE
+    lowest = data.geom_xpos[spheres, 2] - model.geom_size[spheres, 0]
+    assert (lowest > 0).all()
+    assert (lowest < 0.05).all()
+    assert len(env.symmetry.action) == 8
