@@ -35,6 +35,7 @@ from galvanax.errors import (
     RunDirError,
 )
 from galvanax.experiments.experiment import Experiment
+from galvanax.experiments.registry import load_experiment
 from galvanax.physics.collect import collect_random_rollouts
 from galvanax.runs.checkpoint import Checkpoint
 from galvanax.runs.export import export_safetensors
@@ -113,6 +114,7 @@ __all__ = [
     "export_onnx",
     "export_safetensors",
     "export_stablehlo",
+    "load_experiment",
     "networks",
     "physics",
     "policy_metadata",

@@ -12,6 +12,7 @@ from galvanax.callbacks.freeze import Freeze
 from galvanax.callbacks.warm_start import WarmStart
 from galvanax.cli.dry_run import dry_run
 from galvanax.cli.evaluate import evaluate_run
+from galvanax.cli.preset_flag import take_presets
 from galvanax.cli.strategy_flag import strategy_rule
 from galvanax.errors import ConfigError, nearest
 from galvanax.experiments.experiment import Experiment, find_experiment
@@ -31,6 +32,8 @@ class FitCommand:
       experiment: what to train.
       resume: continue the run in its folder: "last" (a bare --resume), "best", a step, a path, or "auto".
       overwrite: delete the run in the folder first.
+      preset: start from these settings of the experiment, the later ones over the earlier ones; other flags change
+        them. `galvanax list` says which there are.
       evaluate: measure the best checkpoint afterwards.
       warm_start: start from the weights of this run's folder, checkpoint or exported file.
       partial: of a warm start: what those weights lack, or have in another shape, starts afresh.
@@ -42,6 +45,7 @@ class FitCommand:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     resume: str | None = None
     overwrite: bool = False
+    preset: tuple[str, ...] = ()
     evaluate: bool = True
     warm_start: Path | None = None
     partial: bool = False
@@ -80,11 +84,11 @@ def fit(arguments: list[str]) -> None:
 
 
 def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitCommand:
-    """The command with the experiment's fields changed as the flags say."""
+    """The command with the experiment's fields changed as its presets and the flags say."""
     return tyro.cli(
         FitCommand,
         args=_spell_out(flags),
-        default=FitCommand(experiment),
+        default=FitCommand(take_presets(experiment, flags)),
         prog=f"galvanax fit {reference}",
         registry=_registry(),
     )

@@ -1,0 +1,21 @@
+"""`--preset NAME ...`: settings that belong together, before those that other flags change."""
+
+from galvanax.experiments.experiment import Experiment
+
+
+def take_presets(experiment: Experiment, flags: list[str]) -> Experiment:
+    """The experiment with the presets that flags name, as the values from which the other flags start.
+
+    Raises:
+      ConfigError: the experiment has no such preset.
+    """
+    names: list[str] = []
+    within = False
+    for word in flags:
+        if word.startswith("-"):
+            within = word == "--preset"
+            if word.startswith("--preset="):
+                names.append(word.partition("=")[2])
+        elif within:
+            names.append(word)
+    return experiment.with_preset(*names)
