@@ -1,5 +1,6 @@
 """`--preset NAME ...`: settings that belong together, before those that other flags change."""
 
+from galvanax.errors import ConfigError
 from galvanax.experiments.experiment import Experiment
 
 
@@ -7,7 +8,7 @@ def take_presets(experiment: Experiment, flags: list[str]) -> Experiment:
     """The experiment with the presets that flags name, as the values from which the other flags start.
 
     Raises:
-      ConfigError: the experiment has no such preset.
+      ConfigError: the experiment has no such preset, or the flag names none.
     """
     names: list[str] = []
     within = False
@@ -18,4 +19,6 @@ def take_presets(experiment: Experiment, flags: list[str]) -> Experiment:
                 names.append(word.partition("=")[2])
         elif within:
             names.append(word)
+    if "--preset" in flags and not names:
+        raise ConfigError(f"--preset names none. Known: {', '.join(experiment.presets) or 'none'}.")
     return experiment.with_preset(*names)
