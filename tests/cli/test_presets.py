@@ -72,7 +72,7 @@ def test_of_ones_own(tmp_path):
     [
         (
             "fit go2-dynaflow --preset papre",
-            "no preset 'papre'. Nearest: paper. Known: paper, guide, small, medium, la",
+            "no preset 'papre'. Nearest: paper, large. Known: paper, guide, small, medium, large.",
         ),
         ("fit pendulum --preset xyz", "no preset 'xyz'. Known: paper."),
         ("fit hopper-ppo --preset=paper", "no preset 'paper'. Known: none."),
