@@ -35,6 +35,7 @@ from galvanax.errors import (
     RunDirError,
 )
 from galvanax.experiments.experiment import Experiment
+from galvanax.experiments.registry import load_experiment
 from galvanax.experiments.tuning import Choice, Range, Tuning, tune
 from galvanax.physics.collect import collect_random_rollouts
 from galvanax.runs.checkpoint import Checkpoint
@@ -117,6 +118,7 @@ __all__ = [
     "export_onnx",
     "export_safetensors",
     "export_stablehlo",
+    "load_experiment",
     "networks",
     "physics",
     "policy_metadata",

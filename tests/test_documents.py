@@ -19,6 +19,7 @@ import tyro
 import galvanax as gx
 from galvanax.cli.callback_flags import SHIPPED
 from galvanax.cli.fit import SHORT, FitCommand
+from galvanax.cli.preset_flag import take_presets
 from galvanax.experiments.registry import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
@@ -187,7 +188,12 @@ def wrong_commands(page: str) -> Iterator[str]:
                 if words[2] not in EXPERIMENTS:
                     yield f"{span}: no experiment {words[2]}"
                     continue
-                yield from unknown_flags(span, words[3:], FitCommand(EXPERIMENTS[words[2]]()))
+                experiment = EXPERIMENTS[words[2]]()
+                yield from unknown_flags(span, words[3:], FitCommand(experiment))
+                try:
+                    take_presets(experiment, words[3:])
+                except gx.ConfigError as error:
+                    yield f"{span}: {error}"
             else:
                 yield from unknown_flags(span, words[2:], command_of(words[1]))
         except ImportError:
@@ -276,6 +282,11 @@ def test_the_flags_that_the_page_names():
         ("fit g1-ppo --data.num-envs 2048", "fit g1-ppo --data.environments 2048", ["no flag --data.environments"]),
         ("--callbacks.checkpoint.every steps:100", "--callbacks.emma.decay 0.9", ["no flag --callbacks.emma.decay"]),
         ("fit g1-ppo --trainer.run-dir", "fit g1-ppo --trainer.name", ["no flag --trainer.name"]),  # not for users
+        (
+            "fit pendulum --preset paper`: 1e-3",
+            "fit pendulum --preset papre`: 1e-3",
+            ["no preset 'papre'. Nearest: paper"],
+        ),
         ("`galvanax launch --processes 4 ", "`galvanax launch --gpus 4 ", ["no flag --gpus"]),
     ],
 )
@@ -292,14 +303,15 @@ def test_defaults():
     """What the page's table of defaults says: fields by their own values, and the shipped experiments'."""
     table = PAGE.read_text().partition("\n## Defaults\n")[2].partition("\n## ")[0]
     seen = 0
-    for span in (span for span in spans(table) if span.startswith("gx.")):
+    rows = "\n".join(line for line in table.splitlines() if line.startswith("|"))
+    for span in (span for span in spans(rows) if span.startswith("gx.")):
         call = ast.parse(span, mode="eval").body
         assert isinstance(call, ast.Call)
         known = parameters(resolve(ast.unparse(call.func)))
         for word in call.keywords:
             assert known[str(word.arg)].default == ast.literal_eval(word.value), span
             seen += 1
-    assert seen == 13
+    assert seen == 24
 
     def parts(name):
         experiment = EXPERIMENTS[name]()
@@ -319,6 +331,55 @@ def test_defaults():
     assert (trainer.max_epochs, ema.decay, clip.threshold, clip.by) == (100, 0.995, 1.0, "norm")
     assert (checkpoint.keep_best, checkpoint.keep_last, checkpoint.keep_every) == (1, 1, None)
     assert parts("pendulum-dynaflow")[3].decay == parts("cartpole-dynaflow")[3].decay == 0.995
+
+
+def test_presets():
+    """What the page's table says of them."""
+
+    def parts(name, *presets):
+        made = gx.load_experiment(name, *presets)
+        return made.task, made.data, made.trainer, made.callbacks
+
+    task, data, trainer, callbacks = parts("pendulum", "paper")
+    assert (task.learning_rate, task.learning_rate_schedule, task.weight_decay) == (1e-3, "constant", 1e-4)
+    assert (data.batch_size, trainer.max_epochs, callbacks["clip"].threshold) == (256, 100, 1.0)
+    assert "ema" not in callbacks
+
+    task, data, trainer, callbacks = parts("double-cart-pole-gru", "paper")
+    assert (task.hidden_size, task.learning_rate, task.weight_decay) == (128, 1e-3, 1e-5)
+    assert (task.learning_rate_schedule, task.dropout) == ("constant", 0.0)
+    assert (task.loss_of, task.loss_units, task.loss_weights) == ("changes", "natural", "uniform")
+    assert (task.coordinate_indices, task.absolute_coordinates) == ((0,), False)
+    assert (data.history, data.horizon, data.batch_size) == (11, 9, 32)
+    assert (trainer.max_epochs, trainer.seed, callbacks["checkpoint"].keep_every) == (100, 42, gx.Epochs(10))
+    assert not {"clip", "ema"} & set(callbacks)
+
+    for name in ("pendulum-dynaflow", "pendulum-stateflow", "cartpole-dynaflow", "go2-dynaflow"):
+        rates = {"paper": (2e-4, 1e-4, 64, 16), "guide": (1e-4, 0.0, 32, 10)}
+        for preset, (rate, decay, batch, horizon) in rates.items():
+            task, data, trainer, callbacks = parts(name, preset)
+            assert (task.learning_rate, task.weight_decay) == (rate, decay)
+            assert (data.batch_size, data.horizon) == (batch, horizon)
+            assert (task.d_model, task.num_heads, task.depth, task.dropout) == (384, 6, 3, 0.1)
+            assert (task.learning_rate_schedule, task.loss_units, task.condition_dropout) == (
+                "constant",
+                "natural",
+                0.0,
+            )
+            assert (task.ode_steps, trainer.max_epochs) == (1, 100)
+            assert (callbacks["ema"].decay, callbacks["clip"].threshold) == (0.995, 1.0)
+            assert callbacks["checkpoint"].keep_every == gx.Epochs(10)
+        for size, (width, depth) in {"small": (128, 2), "medium": (256, 3), "large": (384, 3)}.items():
+            task, _, _, _ = parts(name, size)
+            assert (task.d_model, task.depth, task.d_model % task.num_heads) == (width, depth, 0)
+
+    for name in ("go2-ppo", "g1-ppo", "h1-ppo", "h1_2-ppo"):
+        task, data, trainer, _ = parts(name, "paper")
+        assert (task.learning_rate, task.learning_rate_schedule, data.num_envs) == (3e-4, "constant", 4096)
+        steps = 4096 * task.unroll_length
+        assert 100e6 <= trainer.max_steps * steps < 100e6 + steps
+    _, data, trainer, _ = parts("go2-ppo", "guide")
+    assert (data.num_envs, trainer.max_steps) == (4096, 10_000)
 
 
 def test_a_go2s_legs():

@@ -10,6 +10,7 @@ import tyro
 from galvanax.cli.callback_flags import choose_callbacks
 from galvanax.cli.dry_run import dry_run
 from galvanax.cli.evaluate import evaluate_run
+from galvanax.cli.preset_flag import take_presets
 from galvanax.cli.strategy_flag import strategy_rule
 from galvanax.datamodules.environment import EnvironmentDataModule
 from galvanax.errors import ConfigError, nearest
@@ -48,6 +49,8 @@ class FitCommand:
       experiment: what to train.
       resume: continue the run in its folder: "last" (a bare --resume), "best", a step, a path, or "auto".
       overwrite: delete the run in the folder first.
+      preset: start from these settings of the experiment, the later ones over the earlier ones; other flags change
+        them. `galvanax list` says which there are.
       evaluate: measure the best checkpoint afterwards.
       env_steps: of PPO: end after so many control steps of all environments together, instead of --trainer.max-steps.
       dry_run: train nothing; compile for as many simulated devices as --devices says, and print what a step costs.
@@ -57,6 +60,7 @@ class FitCommand:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     resume: str | None = None
     overwrite: bool = False
+    preset: tuple[str, ...] = ()
     evaluate: bool = True
     env_steps: int | None = None
     dry_run: bool = False
@@ -105,9 +109,9 @@ def build(reference: str, flags: list[str]) -> FitCommand:
 
 
 def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitCommand:
-    """The command with the experiment's fields changed as the flags say."""
+    """The command with the experiment's fields changed as its presets and the flags say."""
     prog, registry = f"galvanax fit {reference}", _registry()
-    experiment, flags = choose_callbacks(experiment, _spell_out(flags), prog, registry)
+    experiment, flags = choose_callbacks(take_presets(experiment, flags), _spell_out(flags), prog, registry)
     return tyro.cli(FitCommand, args=flags, default=FitCommand(experiment), prog=prog, registry=registry)
 
 

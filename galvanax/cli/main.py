@@ -10,7 +10,7 @@ from galvanax.trainer.compile_cache import enable_compile_cache
 
 USAGE = """usage: galvanax COMMAND ...
 
-  fit EXPERIMENT [--resume [CHECKPOINT]] [--overwrite] [flags]
+  fit EXPERIMENT [--resume [CHECKPOINT]] [--overwrite] [--preset NAME] [flags]
       train; `galvanax fit EXPERIMENT --help` lists the flags
   launch --processes N fit EXPERIMENT ...
       the same, in several processes: one for each GPU
@@ -31,7 +31,7 @@ USAGE = """usage: galvanax COMMAND ...
   render SOURCE [--output DIR] [--camera NAME] [flags]
       film, contact sheet, web page of a trajectory or model
   list
-      the experiments
+      the experiments and their presets
   doctor [--json] [--only CHECK ...]
       check this machine: packages, GPU, physics, rendering
 
@@ -108,7 +108,9 @@ def _list(arguments: list[str]) -> None:
 
     table = Table.grid(padding=(0, 2))
     for name, build in EXPERIMENTS.items():
-        table.add_row(name, (inspect.getdoc(build) or "").partition("\n")[0])
+        presets = ", ".join(build().presets)
+        about = (inspect.getdoc(build) or "").partition("\n")[0]
+        table.add_row(name, about + (f" Presets: {presets}." if presets else ""))
     print_table(table)
 
 

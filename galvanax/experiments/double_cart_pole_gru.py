@@ -14,6 +14,19 @@ from galvanax.trainer.trainer import Trainer
 
 LOGS = "logs/double-cart-pole"
 
+# The older scripts' values where ours are others: AdamW at one rate and nothing else around it, the cart seen from the
+# history's first point alone, and the plain mean of the squared errors of changes.
+PAPER = {
+    "task.learning_rate_schedule": "constant",
+    "task.loss_of": "changes",
+    "task.loss_units": "natural",
+    "task.loss_weights": "uniform",
+    "task.coordinate_indices": (0,),
+    "task.absolute_coordinates": False,
+    "callbacks.clip": None,
+    "callbacks.ema": None,
+}
+
 
 @dataclasses.dataclass
 class DoubleCartPoleLogs(TrajectoryDataModule):
@@ -37,4 +50,5 @@ def double_cart_pole_gru() -> Experiment:
         data=DoubleCartPoleLogs(),
         trainer=Trainer(max_epochs=100, seed=42, run_dir="runs/double-cart-pole-gru"),
         callbacks=standard_callbacks(Checkpoint(monitor="val/loss", mode="min", keep_every=Epochs(10)), ema=0.99),
+        presets={"paper": PAPER},
     )

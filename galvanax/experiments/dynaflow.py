@@ -13,8 +13,10 @@ from galvanax.datamodules.motions import MotionDataModule
 from galvanax.envs.systems import load_system
 from galvanax.errors import DataError
 from galvanax.experiments.experiment import Experiment
+from galvanax.experiments.presets import Preset
 from galvanax.experiments.standard_callbacks import standard_callbacks
 from galvanax.files import partial_file
+from galvanax.networks.dit import DIT_SIZES
 from galvanax.physics.rollout import rollout
 from galvanax.runs.checkpoint import Checkpoint
 from galvanax.tasks.dynaflow import DynaFlowTask, StateFlowTask
@@ -24,6 +26,30 @@ from galvanax.trainer.trainer import Trainer
 
 PENDULUM, CART_POLE, GO2 = (f"motions/{name}.npz" for name in ("pendulum", "cart-pole", "go2"))
 _PENDULUM_DT = 0.1
+
+# DynaFlow's details; in their loss errors are as they are, and no condition is hidden.
+PAPER = {
+    "task.d_model": 384,
+    "task.num_heads": 6,
+    "task.depth": 3,
+    "task.dropout": 0.1,
+    "task.learning_rate": 2e-4,
+    "task.weight_decay": 1e-4,
+    "task.loss_units": "natural",
+    "task.condition_dropout": 0.0,
+    "task.ode_steps": 1,
+    "data.batch_size": 64,
+    "data.horizon": 16,
+    "trainer.max_epochs": 100,
+    "callbacks.checkpoint.keep_every": Epochs(10),
+}
+# The table of its guide, which has other values than the details.
+GUIDE = {**PAPER, "task.learning_rate": 1e-4, "task.weight_decay": 0.0, "data.batch_size": 32, "data.horizon": 10}
+PRESETS: dict[str, Preset] = {
+    "paper": PAPER,
+    "guide": GUIDE,
+    **{size: {f"task.{name}": value for name, value in parts.items()} for size, parts in DIT_SIZES.items()},
+}
 
 
 @dataclasses.dataclass
@@ -131,4 +157,5 @@ def _experiment(task: FlowMatchingTask, data: MotionDataModule, run_dir: str, ep
             limit_test_batches=4,
         ),
         callbacks=standard_callbacks(Checkpoint(monitor="val/loss", mode="min"), ema=0.995),
+        presets=PRESETS,
     )

@@ -1,13 +1,17 @@
 """An experiment: everything that a run is made of, in one record."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Self
+
+import tyro
 
 from galvanax.callbacks.callback import Callback
 from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import ConfigError, nearest
 from galvanax.experiments.own_code import from_file, names_file
+from galvanax.experiments.presets import Preset, replaced
 from galvanax.tasks.task import Task
 from galvanax.trainer.run import FitResult
 from galvanax.trainer.trainer import Trainer
@@ -22,12 +26,30 @@ class Experiment:
       data: from what.
       trainer: the loop's settings.
       callbacks: what else happens, by a short name that becomes the flag's; gradients pass them in this order.
+      presets: settings that belong together, by a name that `--preset` takes: `{"slow": {"task.learning_rate": 1e-4,
+        "callbacks.ema": None}}`, where None leaves a callback out.
     """
 
     task: Task
     data: DataModule
     trainer: Trainer
     callbacks: dict[str, Callback] = dataclasses.field(default_factory=dict)
+    presets: tyro.conf.Suppress[Mapping[str, Preset]] = dataclasses.field(default_factory=dict)
+
+    def with_preset(self, *names: str) -> Self:
+        """The experiment with the settings of presets, the later ones over the earlier ones.
+
+        Raises:
+          ConfigError: there is no such preset, or it changes what is not there.
+        """
+        made = self
+        for name in names:
+            if name not in self.presets:
+                near = nearest(name, self.presets)
+                known = "" if near.startswith(" Known") else f" Known: {', '.join(self.presets)}."
+                raise ConfigError(f"The experiment has no preset {name!r}.{near}{known}")
+            made = replaced(made, self.presets[name])
+        return made
 
     def fit(self, resume: str | Path | None = None) -> FitResult:
         """`Trainer.fit` with all of it."""

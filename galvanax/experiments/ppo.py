@@ -1,5 +1,6 @@
 """Control, learned by PPO: classic systems that a laptop solves, and Unitree's robots for a GPU."""
 
+import dataclasses
 from typing import Any
 
 from galvanax.datamodules.environment import EnvironmentDataModule
@@ -15,6 +16,12 @@ from galvanax.runs.checkpoint import Checkpoint
 from galvanax.tasks.ppo import PPOTask
 from galvanax.trainer.schedule import Steps
 from galvanax.trainer.trainer import Trainer
+
+# What is asked of a legged robot's training: 100 million control steps in 4096 environments.
+_PAPER_ENVS, _PAPER_STEPS = 4096, 100_000_000
+_PAPER = {"data.num_envs": _PAPER_ENVS, "task.learning_rate": 3e-4, "task.learning_rate_schedule": "constant"}
+# DynaFlow's guide, of the Go2 that it collects motions from.
+GO2_GUIDE = {"data.num_envs": 4096, "trainer.max_steps": 10_000}
 
 
 def ppo() -> Experiment:
@@ -53,7 +60,8 @@ def hopper_ppo() -> Experiment:
 
 def go2_ppo() -> Experiment:
     """PPO teaches a Unitree Go2 to walk where a joystick says."""
-    return _legged(Go2(), (512, 256, 128), initial_std=1.0, run_dir="runs/go2-ppo")
+    experiment = _legged(Go2(), (512, 256, 128), initial_std=1.0, run_dir="runs/go2-ppo")
+    return dataclasses.replace(experiment, presets={**experiment.presets, "guide": GO2_GUIDE})
 
 
 def g1_ppo() -> Experiment:
@@ -91,7 +99,9 @@ def _legged(env: Any, hidden: tuple[int, ...], initial_std: float, run_dir: str)
         initial_std=initial_std,
     )
     data = EnvironmentDataModule(env, num_envs=4096, num_eval_episodes=128)
-    return _experiment(task, data, run_dir, iterations=1500, every=100)
+    experiment = _experiment(task, data, run_dir, iterations=1500, every=100)
+    iterations = -(-_PAPER_STEPS // (_PAPER_ENVS * task.unroll_length))
+    return dataclasses.replace(experiment, presets={"paper": {**_PAPER, "trainer.max_steps": iterations}})
 
 
 def _experiment(task: PPOTask, data: EnvironmentDataModule, run_dir: str, iterations: int, every: int) -> Experiment:

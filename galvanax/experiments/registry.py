@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from galvanax.experiments.double_cart_pole_gru import double_cart_pole_gru
 from galvanax.experiments.dynaflow import cartpole_dynaflow, go2_dynaflow, pendulum_dynaflow, pendulum_stateflow
-from galvanax.experiments.experiment import Experiment
+from galvanax.experiments.experiment import Experiment, find_experiment
 from galvanax.experiments.pendulum import pendulum
 from galvanax.experiments.ppo import cartpole_ppo, g1_ppo, go2_ppo, h1_2_ppo, h1_ppo, hopper_ppo, ppo
 
@@ -23,3 +23,16 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "cartpole-dynaflow": cartpole_dynaflow,
     "go2-dynaflow": go2_dynaflow,
 }
+
+
+def load_experiment(name: str, *presets: str) -> Experiment:
+    """An experiment as `galvanax fit` makes it: `load_experiment("pendulum", "paper").fit()`.
+
+    Args:
+      name: of `galvanax list`, or `"path/to/file.py:name"` of your own.
+      presets: what `--preset` takes, the later ones over the earlier ones.
+
+    Raises:
+      ConfigError: there is no such experiment or preset.
+    """
+    return find_experiment(name, EXPERIMENTS).with_preset(*presets)

@@ -44,15 +44,18 @@ class Prediction(NamedTuple):
 class GRUDynamicsModel(nnx.Module):
     """State and action of each past step into a GRU; out of it, by how much the state changes.
 
-    The network sees coordinates relative to the history's first point, angles as cosine and sine, quaternions as
-    rotation matrices, and z-scored velocities and actions. Of an angle it predicts the rotation (1 + δc, δs), so that
-    an output of zero, where training starts, means no change. Changes are in units of their deviation in the data.
+    The network sees coordinates relative to the history's first point or z-scored, angles as cosine and sine,
+    quaternions as rotation matrices, and z-scored velocities and actions. Of an angle it predicts the rotation
+    (1 + δc, δs), so that an output of zero, where training starts, means no change. Changes are in units of their
+    deviation in the data.
 
     Args:
       layout: what the entries of a state mean.
       action_dim: entries of an action.
       hidden_size: of the GRU, and of the layer behind it.
-      absolute: whether the network sees coordinates as they are too: where a joint's range ends, it must.
+      relative: places in qpos of the coordinates that are relative to the history's first point; by default all of
+        `layout.coordinates`.
+      absolute: whether the network sees relative coordinates as they are too: where a joint's range ends, it must.
       gaussian: whether to predict the variance of the next state too, between learned bounds (PETS, Chua et al.
         2018, appendix A.1).
       rngs: for the weights.
@@ -64,16 +67,18 @@ class GRUDynamicsModel(nnx.Module):
         action_dim: int,
         hidden_size: int = 128,
         *,
+        relative: tuple[int, ...] | None = None,
         absolute: bool = False,
         gaussian: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         self.layout, self.absolute = layout, absolute
+        self.relative = layout.coordinates if relative is None else relative
         self.hidden_size = hidden_size
-        inputs = layout.num_features + action_dim + len(layout.coordinates) * absolute
+        inputs = layout.num_features + action_dim + len(self.relative) * absolute
         changes = 2 * layout.nv
         self.features = Normalizer(layout.num_features)
-        self.positions = Normalizer(len(layout.coordinates))
+        self.positions = Normalizer(len(self.relative))
         self.actions = Normalizer(action_dim)
         self.changes = Normalizer(changes)
         self.cell = nnx.GRUCell(inputs, hidden_size, rngs=rngs)
@@ -94,10 +99,10 @@ class GRUDynamicsModel(nnx.Module):
     ) -> None:
         """Means and deviations of states, actions, and the change of the state in a step `(2 nv,)`."""
         mean, std = self.layout.feature_statistics(*states)
-        # Coordinates enter relative to the history's first point: their mean is nothing to subtract.
-        mean = np.where(np.arange(len(mean)) < len(self.layout.coordinates), 0.0, mean)
+        # What is measured from the history's first point has no mean to subtract.
+        mean[np.array([self.layout.coordinates.index(place) for place in self.relative], int)] = 0.0
         self.features.set(mean, std)
-        self.positions.set(*(values[list(self.layout.coordinates)] for values in states))
+        self.positions.set(*(values[list(self.relative)] for values in states))
         self.actions.set(*actions)
         self.changes.set(np.zeros_like(changes[0]), np.sqrt(changes[1] ** 2 + changes[0] ** 2))
 
@@ -117,16 +122,23 @@ class GRUDynamicsModel(nnx.Module):
         )
         return History(hidden, anchor, states[..., -1, :])
 
-    def step(self, history: History, action: jax.Array) -> tuple[History, Prediction]:
-        """One step: `action (..., action_dim)` at the present state."""
+    def step(self, history: History, action: jax.Array, keep: jax.Array | None = None) -> tuple[History, Prediction]:
+        """One step: `action (..., action_dim)` at the present state.
+
+        Args:
+          history: the past.
+          action: to take.
+          keep: factors of what the GRU says to the layer behind it `(..., hidden_size)`: a mask of dropout.
+        """
         inputs = self._inputs(history.anchor, history.state, action)
         hidden, _ = self.cell(history.hidden, inputs)
-        outputs = self.head(jnp.concatenate([hidden, inputs], axis=-1))
+        said = hidden if keep is None else hidden * keep
+        outputs = self.head(jnp.concatenate([said, inputs], axis=-1))
         state, variance = self._apply(history.state, outputs)
         return History(hidden, history.anchor, state), Prediction(state, variance)
 
     def _inputs(self, anchor: jax.Array, state: jax.Array, action: jax.Array) -> jax.Array:
-        index = np.array(self.layout.coordinates, int)
+        index = np.array(self.relative, int)
         relative = state.at[..., index].add(-anchor[..., index])
         features = [self.features.normalize(self.layout.features(relative)), self.actions.normalize(action)]
         if self.absolute:
@@ -138,7 +150,7 @@ class GRUDynamicsModel(nnx.Module):
         scale = self.changes.std[...]
         change = outputs[..., :count] * scale
         if layout.angles:
-            dofs = _angle_dofs(layout)
+            dofs = angle_dofs(layout)
             cosine = outputs[..., count : count + len(dofs)] * scale[dofs]
             # The rotation (1 + δc, δs): trigonometric addition, normalised.
             change = change.at[..., dofs].set(jnp.arctan2(change[..., dofs], 1 + cosine))
@@ -167,6 +179,7 @@ class GRUEnsemble(nnx.Module):
         action_dim: int,
         hidden_size: int = 128,
         *,
+        relative: tuple[int, ...] | None = None,
         absolute: bool = False,
         gaussian: bool = False,
         rngs: nnx.Rngs,
@@ -176,7 +189,9 @@ class GRUEnsemble(nnx.Module):
         @nnx.split_rngs(splits=members)
         @nnx.vmap(in_axes=0, out_axes=0)
         def create(rngs: nnx.Rngs) -> GRUDynamicsModel:
-            return GRUDynamicsModel(layout, action_dim, hidden_size, absolute=absolute, gaussian=gaussian, rngs=rngs)
+            return GRUDynamicsModel(
+                layout, action_dim, hidden_size, relative=relative, absolute=absolute, gaussian=gaussian, rngs=rngs
+            )
 
         self.members = create(rngs)
 
@@ -194,9 +209,9 @@ class GRUEnsemble(nnx.Module):
         """As of `GRUDynamicsModel`; each leaf gets a leading axis `(members, ...)`."""
         return self._each(lambda member: member.encode(states, actions))
 
-    def step(self, history: History, actions: jax.Array) -> tuple[History, Prediction]:
-        """As of `GRUDynamicsModel`, each member from a history of its own under the same action."""
-        return self._each(lambda member, own: member.step(own, actions), history)
+    def step(self, history: History, actions: jax.Array, keep: jax.Array | None = None) -> tuple[History, Prediction]:
+        """As of `GRUDynamicsModel`, each member from a history (and with a mask) of its own under the same action."""
+        return self._each(lambda member, own, mask: member.step(own, actions, mask), history, keep)
 
     def _each(self, function: Callable[..., Any], *arguments: Any) -> Any:
         # jax.vmap over the members' arrays: nnx.vmap cannot be used inside lax.scan, where rollouts happen.
@@ -212,6 +227,7 @@ class GRUEnsemble(nnx.Module):
         return jax.tree.map(lambda leaf: leaf[None], apply(state, *arguments))
 
 
-def _angle_dofs(layout: StateLayout) -> np.ndarray:
+def angle_dofs(layout: StateLayout) -> np.ndarray:
+    """Places of the angles' velocities in qvel, and of their turns in `StateLayout.difference`."""
     places: Sequence[int] = layout.scalar_positions
     return np.array([layout.scalar_velocities[places.index(angle)] for angle in layout.angles], int)

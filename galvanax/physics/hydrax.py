@@ -2,9 +2,10 @@
 
 Hydrax (github.com/vincekurtz/hydrax; not the PyPI package of that name) simulates its samples in
 `SamplingBasedController.eval_rollouts`. This is that method over any `Dynamics`, in the shape of commit
-02ac1c4a91a33897dc0e8f2d6f8a468a24b72018. Nothing here imports hydrax: tasks and controllers are taken as they come.
+e06f1446c78f2d6da3eda24073f30f96208dcb3c. Nothing here imports hydrax: tasks and controllers are taken as they come.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from galvanax.errors import ConfigError
 from galvanax.physics.collect import extract_state_features
 from galvanax.physics.dynamics import Dynamics, History
 from galvanax.physics.quiet_mjx import mjx
@@ -83,8 +85,9 @@ def evaluate_rollouts(
 ) -> tuple[mjx.Data, Trajectory]:
     """Simulates control sequences with a dynamics model and reads their costs off simulation data.
 
-    Hydrax's own method does the same with `mjx.step`, but leaves the bodies of the last state where they were one
-    simulation step before; here they are in place.
+    A control costs what it does in the state that it acts in, ℓ(xₜ, uₜ), as hydrax's `Task` says. Hydrax's own method
+    reads that off the state after `mjx.step`, which leaves the bodies where they were before it; here bodies, positions
+    and velocities are of one time.
 
     Args:
       task: whose costs to read.
@@ -106,8 +109,8 @@ def evaluate_rollouts(
         times = state.time + dt * jnp.arange(len(states))
         data = jax.vmap(lambda at, time: refresh(model, state.replace(time=time), at))(states, times)
         start, after = jax.tree.map(lambda x: x[:-1], data), jax.tree.map(lambda x: x[1:], data)
-        # As in hydrax, data holds the control that led to it, and the cost is told the one that comes next.
-        after = after.replace(ctrl=controls)
+        # As in hydrax, data holds the control that its cost is told; at the end, the last one.
+        start, after = start.replace(ctrl=controls), after.replace(ctrl=controls)
         costs = dt * jax.vmap(task.running_cost)(start, controls)
         last = jax.tree.map(lambda x: x[-1], after)
         return after, Trajectory(
@@ -126,7 +129,8 @@ class DynamicsRollouts:
         class LearnedMPPI(DynamicsRollouts, hydrax.algs.MPPI):
             pass
 
-        controller = LearnedMPPI(task, num_samples=512, noise_level=0.5, temperature=0.1, dt=0.02)
+        mj_model.opt.timestep = 0.02  # of the task's model: hydrax's controllers plan in steps of it
+        controller = LearnedMPPI(task, num_samples=512, noise_level=0.5, temperature=0.1)
         controller.dynamics, controller.history_length = gx.GRUDynamics.load(run_dir), 11
         params, rollouts = jax.jit(controller.optimize)(data, params, states, actions)
 
@@ -158,7 +162,18 @@ class DynamicsRollouts:
     def eval_rollouts(
         self, model: mjx.Model, state: mjx.Data, controls: jax.Array, knots: jax.Array
     ) -> tuple[mjx.Data, Trajectory]:
-        """In the place of hydrax's method: see `evaluate_rollouts`."""
+        """In the place of hydrax's method: see `evaluate_rollouts`.
+
+        Raises:
+          ConfigError: the dynamics' step lasts longer or shorter than the controller's.
+        """
+        task, dt = self.task, float(self.dt)  # type: ignore[attr-defined]
+        step = getattr(self.dynamics, "dt", dt)
+        if not math.isclose(step, dt, rel_tol=1e-3):
+            raise ConfigError(
+                f"A step of {type(self.dynamics).__name__} lasts {step:g} s, one of the controller {dt:g} s: make the "
+                "task's model with that timestep (mj_model.opt.timestep)."
+            )
         if self._past is None:
             standing = extract_state_features(state)
             past = (
@@ -168,5 +183,4 @@ class DynamicsRollouts:
         else:
             past = self._past
         history = self.dynamics.init_history(*past)
-        task, dt = self.task, self.dt  # type: ignore[attr-defined]
         return evaluate_rollouts(task, self.dynamics, model, state, history, controls, knots, dt, refresh=self.refresh)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from galvanax.errors import ConfigError
 from galvanax.networks.dynamics import BaseDynamicsModel, MLPDynamicsModel
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.open_loop import max_contacts, one_step_velocity_error, open_loop_error
-from galvanax.settings import check_ranges, check_widths
-from galvanax.tasks.optimizers import adamw
+from galvanax.settings import check_choice, check_ranges, check_widths
+from galvanax.tasks.optimizers import Schedule, adamw, scheduled
 from galvanax.tasks.task import Metrics, Task
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ class AccelerationTask(Task):
     Attributes:
       hidden_dims: width of each hidden layer.
       activation: name of a function of `flax.nnx`.
-      learning_rate: highest learning rate, after a warm-up; it then falls to zero along a cosine.
+      learning_rate: highest learning rate.
+      learning_rate_schedule: `"cosine"` (up from 0 over a twentieth of the run, then down to 0 along a cosine) or
+        `"constant"` (from the first step on, no warm-up).
       weight_decay: of AdamW.
       angles: places in qpos to treat as angles; by default those of the data.
       layout: what the entries of a state mean; from the data.
@@ -49,6 +51,7 @@ class AccelerationTask(Task):
     hidden_dims: tuple[int, ...] = (128, 128)
     activation: str = "swish"
     learning_rate: float = 3e-3
+    learning_rate_schedule: Schedule = "cosine"
     weight_decay: float = 1e-5
     angles: tuple[int, ...] | None = None
     layout: tyro.conf.Suppress[StateLayout | None] = None
@@ -59,6 +62,7 @@ class AccelerationTask(Task):
         """Takes layout, action size and time step from the data, where the task doesn't say them."""
         check_widths(self, "hidden_dims")
         check_ranges(self, learning_rate="[0, inf)", weight_decay="[0, inf)")
+        check_choice(self, "learning_rate_schedule", get_args(Schedule))
         found: dict[str, Any] = {}
         for name in ("layout", "action_dim", "dt"):
             value = getattr(self, name)
@@ -98,10 +102,9 @@ class AccelerationTask(Task):
         )
 
     def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
-        """AdamW, warmed up over a twentieth of the run, then down to zero along a cosine."""
-        warmup = max(num_steps // 20, 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(num_steps, warmup + 1))
-        return adamw(schedule, self.weight_decay)
+        """AdamW, at the scheduled rate."""
+        rate = scheduled(self.learning_rate, self.learning_rate_schedule, num_steps, warmup=num_steps // 20)
+        return adamw(rate, self.weight_decay)
 
     def loss(self, model: BaseDynamicsModel, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean squared error of normalised accelerations; the metric has natural units."""

@@ -21,7 +21,7 @@ from galvanax.physics.frames import to_start_frame
 from galvanax.physics.layout import StateLayout
 from galvanax.physics.system import System, layout_of, model_of, state_difference
 from galvanax.settings import check_choice, check_counts, check_ranges
-from galvanax.tasks.optimizers import adamw
+from galvanax.tasks.optimizers import Schedule, adamw, scheduled
 from galvanax.tasks.task import Metrics, Task
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FROM_DATA = ("state_dim", "condition_dim", "horizon", "dt")
 ODEMethod = Literal["euler", "heun"]
+LossUnits = Literal["deviations", "natural"]
 
 # Windows from which normalisers take their statistics.
 _STATISTICS_WINDOWS = 20_000
@@ -63,7 +64,7 @@ class FlowMatchingTask(Task, abc.ABC):
     (X̂₁ - X_t) / (1 - t).
 
     The loss is the mean over steps and entries of the squared difference between X̂₁ and X₁, each entry in deviations
-    of the data; quaternions are compared as rotations, and the first state, which is given, is left out.
+    of the data, or as it is; quaternions are compared as rotations, and the first state, which is given, is left out.
 
     A robot with a floating base is seen from where a window starts: there x, y and heading are 0. Physics does not
     notice, so a gait that was shown in one place is known everywhere.
@@ -77,7 +78,11 @@ class FlowMatchingTask(Task, abc.ABC):
       depth: its blocks.
       dropout: share of its activations dropped in training.
       learning_rate: of AdamW.
+      learning_rate_schedule: `"constant"`, or `"cosine"` (up from 0 over a twentieth of the run, then down to 0 along a
+        cosine).
       weight_decay: of AdamW.
+      loss_units: what an entry's error is measured in: `"deviations"` of the data, or `"natural"`, its own units (m,
+        rad, m/s, rad/s), in which velocities count for more than positions.
       condition_dropout: share of training examples whose condition is hidden, so that samples can be guided.
       joint_weights: what errors of a joint's position and velocity are multiplied by, by the joint's name or a part of
         it; 1 for the others.
@@ -101,7 +106,9 @@ class FlowMatchingTask(Task, abc.ABC):
     depth: int = 2
     dropout: float = 0.1
     learning_rate: float = 2e-4
+    learning_rate_schedule: Schedule = "constant"
     weight_decay: float = 1e-4
+    loss_units: LossUnits = "deviations"
     condition_dropout: float = 0.1
     joint_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     start_frame: bool = True
@@ -183,8 +190,9 @@ class FlowMatchingTask(Task, abc.ABC):
         model.set_statistics(states, changes, np.concatenate(conditions) if self.condition_dim else None)
 
     def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
-        """AdamW."""
-        return adamw(self.learning_rate, self.weight_decay)
+        """AdamW, at the scheduled rate."""
+        rate = scheduled(self.learning_rate, self.learning_rate_schedule, num_steps, warmup=num_steps // 20)
+        return adamw(rate, self.weight_decay)
 
     def loss(self, model: TrajectoryFlow, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """The conditional matching loss (Lee et al., 2025, eq. 4), with dropout and hidden conditions."""
@@ -352,7 +360,8 @@ class FlowMatchingTask(Task, abc.ABC):
         found = self.seen_from_start(self.denoise(model, noisy, output, batch["states"][:, 0]).states)
         difference = state_difference(self.physics, found, true)
         # The start is given: W is 0 there.
-        squared = (difference[:, 1:] / model.change_std[...] * self.weights) ** 2
+        units = model.change_std[...] if self.loss_units == "deviations" else 1.0
+        squared = (difference[:, 1:] / units * self.weights) ** 2
         half = squared.shape[-1] // 2
         metrics = {
             "position_mse": jnp.mean(squared[..., :half], (1, 2)),
@@ -371,6 +380,8 @@ class FlowMatchingTask(Task, abc.ABC):
             guidance="(-inf, inf)",
         )
         check_choice(self, "ode_method", get_args(ODEMethod))
+        check_choice(self, "learning_rate_schedule", get_args(Schedule))
+        check_choice(self, "loss_units", get_args(LossUnits))
         if self.physics.state_dim != self.state_dim:
             raise ConfigError(
                 f"The data's states have {self.state_dim} entries; those of system={self.system!r} have "

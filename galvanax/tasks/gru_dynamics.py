@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from galvanax.errors import ConfigError
-from galvanax.networks.gru_dynamics import GRUEnsemble, Prediction
+from galvanax.networks.gru_dynamics import GRUEnsemble, Prediction, angle_dofs
 from galvanax.physics.layout import StateLayout
-from galvanax.settings import check_counts, check_ranges
-from galvanax.tasks.optimizers import adamw
+from galvanax.settings import check_choice, check_counts, check_ranges
+from galvanax.tasks.optimizers import Schedule, adamw, scheduled
 from galvanax.tasks.task import Metrics, Task
 from galvanax.trainer.data_axis import DATA, ROWS, WHOLE, over_data_axis
 
@@ -25,20 +25,36 @@ if TYPE_CHECKING:
 
 FROM_DATA = ("layout", "action_dim", "dt", "history", "horizon")
 
+LossOf = Literal["states", "changes"]
+LossUnits = Literal["deviations", "natural"]
+LossWeights = Literal["relative", "uniform"]
+
 
 @dataclasses.dataclass(frozen=True)
 class GRUDynamicsTask(Task):
     """Fits a recurrent model to windows of trajectories, fed with its own predictions over the horizon.
 
     The error of the state h steps ahead is measured in deviations of the one-step change, and divided by h: so that, as
-    changes grow about as h, each step of the horizon counts the same relative to predicting no change.
+    changes grow about as h, each step of the horizon counts the same relative to predicting no change. The plain mean
+    over the steps of the squared error of each predicted change, Δŝ_h - Δs_h, is `loss_of="changes"`,
+    `loss_units="natural"`, `loss_weights="uniform"`.
 
     Attributes:
       hidden_size: of the GRU and the layer behind it.
-      learning_rate: highest learning rate, after a warm-up; it then falls to zero along a cosine.
+      dropout: share of the GRU's outputs that the layer behind it does not get in training; the same ones at all steps
+        of a window (Gal and Ghahramani, 2016).
+      learning_rate: highest learning rate.
+      learning_rate_schedule: `"cosine"` (up from 0 over a fiftieth of the run, then down to 0 along a cosine) or
+        `"constant"` (from the first step on, no warm-up).
       weight_decay: of AdamW.
-      absolute_coordinates: show the network coordinates as they are too, not only relative to the history's first
-        point; needed where a joint's range ends.
+      loss_of: `"states"` at each step of the horizon, or their `"changes"` in that step: what the model adds to its own
+        state before it, against what was added to the true one.
+      loss_units: what an error is measured in: `"deviations"` of the one-step change in the data, or `"natural"` (m,
+        rad, m/s, rad/s).
+      loss_weights: `"relative"`: the error h steps ahead is divided by h; `"uniform"`: it is not.
+      coordinate_indices: places in qpos of the coordinates that the network sees relative to the history's first point;
+        it sees the others as they are. By default all that are neither angles nor rotations are relative.
+      absolute_coordinates: show the network relative coordinates as they are too; needed where a joint's range ends.
       members: models trained at once, from different first weights.
       gaussian: predict variances too, and fit by likelihood.
       train_horizon: steps ahead that the loss looks at; None is all that the data's windows have.
@@ -50,8 +66,14 @@ class GRUDynamicsTask(Task):
     """
 
     hidden_size: int = 128
+    dropout: float = 0.0
     learning_rate: float = 1e-3
+    learning_rate_schedule: Schedule = "cosine"
     weight_decay: float = 1e-5
+    loss_of: LossOf = "states"
+    loss_units: LossUnits = "deviations"
+    loss_weights: LossWeights = "relative"
+    coordinate_indices: tuple[int, ...] | None = None
     absolute_coordinates: bool = False
     members: int = 1
     gaussian: bool = False
@@ -65,7 +87,17 @@ class GRUDynamicsTask(Task):
     def setup(self, datamodule: "DataModule") -> Self:
         """Takes layout, sizes and windows from the data."""
         check_counts(self, "hidden_size", "members")
-        check_ranges(self, learning_rate="[0, inf)", weight_decay="[0, inf)")
+        check_ranges(self, learning_rate="[0, inf)", weight_decay="[0, inf)", dropout="[0, 1)")
+        check_choice(self, "learning_rate_schedule", get_args(Schedule))
+        check_choice(self, "loss_of", get_args(LossOf))
+        check_choice(self, "loss_units", get_args(LossUnits))
+        check_choice(self, "loss_weights", get_args(LossWeights))
+        plain = self.loss_of, self.loss_units, self.loss_weights
+        if self.gaussian and plain != ("states", "deviations", "relative"):
+            raise ConfigError(
+                f"GRUDynamicsTask.gaussian=True fits by likelihood: loss_of={plain[0]!r}, loss_units={plain[1]!r} and "
+                f"loss_weights={plain[2]!r} would change nothing. Leave them out, or gaussian."
+            )
         missing = [name for name in FROM_DATA if not hasattr(datamodule, name)]
         if missing:
             raise ConfigError(
@@ -77,6 +109,7 @@ class GRUDynamicsTask(Task):
             raise ConfigError(
                 f"GRUDynamicsTask.train_horizon={self.train_horizon}: the data's windows have 1 to {found['horizon']}."
             )
+        check_coordinates(self.coordinate_indices, found["layout"])
         return dataclasses.replace(self, **found)
 
     def build_model(self, rngs: nnx.Rngs) -> GRUEnsemble:
@@ -88,6 +121,7 @@ class GRUDynamicsTask(Task):
             self.layout,
             self.action_dim,
             self.hidden_size,
+            relative=self.coordinate_indices,
             absolute=self.absolute_coordinates,
             gaussian=self.gaussian,
             rngs=rngs,
@@ -99,21 +133,28 @@ class GRUDynamicsTask(Task):
         model.set_statistics(*((statistics[n].mean, statistics[n].std) for n in ("states", "actions", "deltas")))
 
     def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
-        """AdamW, warmed up over a fiftieth of the run, then down to zero along a cosine."""
-        warmup = max(num_steps // 50, 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(num_steps, warmup + 1))
-        return adamw(schedule, self.weight_decay)
+        """AdamW, at the scheduled rate."""
+        rate = scheduled(self.learning_rate, self.learning_rate_schedule, num_steps, warmup=num_steps // 50)
+        return adamw(rate, self.weight_decay)
 
     def loss(self, model: GRUEnsemble, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean over members, steps and dimensions of the weighted squared error, or of the negative log-likelihood."""
-        predictions = self.unroll(model, batch, self.train_horizon)
+        return self._loss(model, batch, self._keep(len(batch["states"]), rng))
+
+    def _loss(self, model: GRUEnsemble, batch: Any, keep: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        predictions = self.unroll(model, batch, self.train_horizon, keep)
         scale = model.members.changes.std[...][0]
         error = self._errors(model, predictions, batch) / scale
-        steps = jnp.arange(1, error.shape[-2] + 1, dtype=error.dtype)[:, None]
         squared = error**2
         metrics = {"change_mse": squared.mean((0, 2, 3))}
         if not self.gaussian:
-            return jnp.mean(squared / steps**2), metrics
+            if self.loss_of == "changes":
+                squared = (self._change_errors(model, predictions, batch) / scale) ** 2
+            if self.loss_units == "natural":
+                squared = squared * scale**2
+            if self.loss_weights == "relative":
+                squared = squared / jnp.arange(1, error.shape[-2] + 1, dtype=error.dtype)[:, None] ** 2
+            return jnp.mean(squared), metrics
         # One-step errors are taken as independent: their variances add up along the horizon.
         variance = jnp.cumsum(predictions.variance, axis=-2) / scale**2
         likelihood = 0.5 * (squared / variance + jnp.log(variance))
@@ -123,28 +164,40 @@ class GRUDynamicsTask(Task):
 
     def evaluate(self, model: GRUEnsemble, batch: Any, rng: jax.Array) -> Metrics:
         """The members' mean prediction over the whole horizon, relative to predicting no change."""
-        loss, _ = self.loss(model, batch, rng)
+        loss, _ = self._loss(model, batch, keep=None)
         error = self._errors(model, self.unroll(model, batch), batch).mean(0) / model.members.changes.std[...][0]
         return {"loss": loss, "change_mse": jnp.mean(error**2)}
 
-    def unroll(self, model: GRUEnsemble, batch: Any, horizon: int | None = None) -> Prediction:
-        """Predictions over a window's horizon, each from the one before: `(members, batch, horizon, ...)`."""
+    def unroll(
+        self, model: GRUEnsemble, batch: Any, horizon: int | None = None, keep: jax.Array | None = None
+    ) -> Prediction:
+        """Predictions over a window's horizon, each from the one before: `(members, batch, horizon, ...)`.
+
+        Args:
+          model: the network.
+          batch: windows.
+          horizon: steps ahead; by default all that the windows have.
+          keep: factors of the GRU's outputs `(batch, members, hidden_size)`.
+        """
         structure, arrays = nnx.split(model)
 
-        def unroll(arrays: nnx.State, states: jax.Array, actions: jax.Array) -> Prediction:
+        def unroll(arrays: nnx.State, states: jax.Array, actions: jax.Array, keep: jax.Array | None) -> Prediction:
             assert self.history is not None
             model, start = nnx.merge(structure, arrays), self.history - 1
             stop = states.shape[1] - 1 if horizon is None else start + horizon
             history = model.encode(states[:, : self.history], actions)
+            masks = None if keep is None else jnp.swapaxes(keep, 0, 1)
             _, predictions = jax.lax.scan(
-                lambda history, action: model.step(history, action), history, jnp.swapaxes(actions[:, start:stop], 0, 1)
+                lambda history, action: model.step(history, action, masks),
+                history,
+                jnp.swapaxes(actions[:, start:stop], 0, 1),
             )
             return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), predictions)
 
         # Else the gradients of each step of the horizon would be summed over the devices by themselves.
         members_and_rows = PartitionSpec(None, DATA)
-        local = over_data_axis(unroll, (WHOLE, ROWS, ROWS), members_and_rows)
-        return local(arrays, batch["states"], batch["actions"])
+        local = over_data_axis(unroll, (WHOLE, ROWS, ROWS, ROWS), members_and_rows)
+        return local(arrays, batch["states"], batch["actions"], keep)
 
     def predict(self, model: GRUEnsemble, batch: Any, rng: jax.Array) -> dict[str, jax.Array]:
         """`{"states": (batch, horizon, state_dim)}`, of the first member."""
@@ -154,6 +207,28 @@ class GRUDynamicsTask(Task):
         assert self.history is not None
         true = batch["states"][:, self.history : self.history + predictions.state.shape[2]]
         return model.layout.difference(predictions.state, jnp.broadcast_to(true, predictions.state.shape))
+
+    def _change_errors(self, model: GRUEnsemble, predictions: Prediction, batch: Any) -> jax.Array:
+        """Of the change in each step: the model's from its own state before, the true one's from the true one."""
+        assert self.history is not None
+        layout, start = model.layout, self.history - 1
+        true = batch["states"][:, start : start + predictions.state.shape[2] + 1]
+        present = jnp.broadcast_to(true[:, :1], (*predictions.state.shape[:2], 1, true.shape[-1]))
+        path = jnp.concatenate([present, predictions.state], axis=2)
+        error = layout.difference(path[:, :, 1:], path[:, :, :-1]) - layout.difference(true[:, 1:], true[:, :-1])
+        if layout.angles:
+            dofs = angle_dofs(layout)
+            error = error.at[..., dofs].set(jnp.mod(error[..., dofs] + jnp.pi, 2 * jnp.pi) - jnp.pi)
+        return error
+
+    def _keep(self, rows: int, rng: jax.Array) -> jax.Array | None:
+        """Dropout's factors, of each row by itself: 0, or what makes up for those."""
+        if not self.dropout:
+            return None
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(rows))
+        shape = (self.members, self.hidden_size)
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, shape))(keys)
+        return kept / (1 - self.dropout)
 
     def report(
         self,
@@ -174,3 +249,17 @@ class GRUDynamicsTask(Task):
 
         models = {"model": model, **self.models_beside(beside)}
         return report_error_growth(self, models, datamodule, output_dir, num_examples)
+
+
+def check_coordinates(indices: tuple[int, ...] | None, layout: StateLayout) -> None:
+    """Raises ConfigError where `coordinate_indices` names a place twice, or one that is no plain coordinate."""
+    wrong = [place for place in indices or () if place not in layout.coordinates]
+    if wrong or len(set(indices or ())) < len(indices or ()):
+        rotations = [f"{q} to {q + 3}" for q, _ in layout.quaternions]
+        raise ConfigError(
+            f"GRUDynamicsTask.coordinate_indices={indices}: "
+            + (f"{wrong} are no plain coordinates of qpos" if wrong else "a place is named twice")
+            + f". Of {layout.nq} places, those are {layout.coordinates}; angles: {layout.angles}; rotations: "
+            + (", ".join(rotations) or "none")
+            + "."
+        )

@@ -43,7 +43,7 @@ def test_experiments_are_told_apart(says):
         assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(EXPERIMENTS)
     piped = says(lambda: main(["list"]), None)
     assert len(piped) == len(EXPERIMENTS)
-    assert piped[0].rstrip().endswith("from wide starts (angles over the whole circle).")
+    assert piped[0].rstrip().endswith("from wide starts (angles over the whole circle). Presets: paper.")
 
 
 @pytest.mark.parametrize("columns", [30, 80, None])

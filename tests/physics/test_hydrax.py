@@ -1,21 +1,55 @@
-"""The adapter under minimal stand-ins with the shape of hydrax's Task and SamplingBasedController."""
+"""The adapter under controllers of hydrax's shape (`hydrax_shape.py`), and under hydrax's own where it is installed."""
 
-from functools import partial
+import importlib
+import importlib.util
+import inspect
+import types
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from flax import nnx
+from physics import hydrax_shape
 
-from galvanax.physics import DynamicsRollouts, refresh_kinematics, unroll
+import galvanax as gx
+from galvanax.physics import DynamicsRollouts, StateLayout, load_model, refresh_kinematics, unroll
 from galvanax.physics.quiet_mjx import mjx
 
 DT = 0.1
 
+# PyPI's package of that name is another one.
+INSTALLED = bool(importlib.util.find_spec("hydrax") and importlib.util.find_spec("hydrax.alg_base"))
+
+
+def hydrax_itself():
+    names = {"Task": "task_base", "SamplingBasedController": "alg_base", "MPPI": "algs"}
+    return types.SimpleNamespace(
+        **{name: getattr(importlib.import_module(f"hydrax.{module}"), name) for name, module in names.items()}
+    )
+
+
+@pytest.fixture(params=["its shape", *(["hydrax"] if INSTALLED else [])])
+def hydrax(request):
+    return hydrax_shape if request.param == "its shape" else hydrax_itself()
+
+
+@pytest.mark.skipif(not INSTALLED, reason="hydrax is not installed")
+@pytest.mark.parametrize("name", ["Task", "SamplingBasedController", "MPPI"])
+def test_its_shape_is_hydrax_s(name):
+    ours, theirs = getattr(hydrax_shape, name), getattr(hydrax_itself(), name)
+    methods = {key for key, value in vars(theirs).items() if inspect.isfunction(value) and key != "init_params"}
+    assert methods <= set(dir(ours))
+    for method in {*methods, "init_params"} & set(dir(theirs)):
+        mine, real = (inspect.signature(getattr(one, method)).parameters for one in (ours, theirs))
+        assert {key: value.default for key, value in mine.items()} == {key: one.default for key, one in real.items()}
+        assert list(mine) == list(real)
+
 
 FLOATING = """
 <mujoco>
+  <option timestep="0.1"/>
   <worldbody>
     <body>
       <freejoint/><geom type="box" size=".1 .2 .3"/>
@@ -27,45 +61,35 @@ FLOATING = """
 """
 
 
-class Task:
-    """Costs that read where the bodies are."""
+def make_task(hydrax, model):
+    """Costs that read where the bodies are, the control and the time; two domains that differ in where they start."""
 
-    def __init__(self, model):
-        self.model, self.dt = mjx.put_model(model), model.opt.timestep
+    class Reach(hydrax.Task):
+        def __init__(self):
+            super().__init__(model, trace_sites=["end"])
 
-    def running_cost(self, state, control):
-        return state.site_xpos[0, 2] + jnp.sum(control**2) + 100 * state.time
+        def running_cost(self, state, control):
+            return state.site_xpos[0, 2] + jnp.sum(control * state.ctrl) + 100 * state.time
 
-    def terminal_cost(self, state):
-        return 3 * state.site_xpos[0, 2] + state.ctrl[0]
+        def terminal_cost(self, state):
+            return 3 * state.site_xpos[0, 2] + state.ctrl[0]
 
-    def get_trace_sites(self, state):
-        return state.site_xpos
+        def domain_randomize_model(self, rng):
+            return {"body_mass": self.model.body_mass * jax.random.uniform(rng, minval=0.5, maxval=2.0)}
 
+        def domain_randomize_data(self, data, rng):
+            return {"qpos": data.qpos.at[0].add(jax.random.uniform(rng))}
 
-class Controller:
-    """What hydrax's controller does around eval_rollouts, domain randomisation included."""
-
-    def __init__(self, task, dt):
-        self.task, self.dt = task, dt
-
-    def optimize(self, state, params):
-        states = jax.tree.map(lambda x: x[None], state)
-        knots = params
-        controls = jnp.repeat(knots, 2, axis=1)
-        _, rollouts = jax.vmap(self.eval_rollouts, in_axes=(None, 0, None, None))(
-            self.task.model, states, controls, knots
-        )
-        rollouts = rollouts.replace(costs=rollouts.costs[0])
-        return params, rollouts
-
-    @partial(jax.vmap, in_axes=(None, None, None, 0, 0))
-    def eval_rollouts(self, model, state, controls, knots):
-        raise AssertionError("the adapter should have taken over")
+    return Reach()
 
 
-class Learned(DynamicsRollouts, Controller):
-    pass
+def make_controller(hydrax, task, dynamics, **settings):
+    class Learned(DynamicsRollouts, hydrax.MPPI):
+        pass
+
+    controller = Learned(task, num_samples=3, noise_level=0.3, temperature=0.5, num_knots=2, **settings)
+    controller.dynamics, controller.history_length = dynamics, 4
+    return controller
 
 
 class Memory:
@@ -113,21 +137,27 @@ def test_kinematics_are_mujocos(floating):
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["past", "no past"])
-def test_a_controller_simulates_with_our_dynamics(floating, told):
+def test_a_controller_simulates_with_our_dynamics(hydrax, floating, told):
     model, state = floating, random_state(floating)
-    controller = Learned(Task(model), DT)
-    controller.dynamics, controller.history_length = Memory(), 4
+    domains = 2 if told else 1  # which differ sideways: heights, and so costs, are the same
+    settings = {"plan_horizon": 4 * DT, "num_randomizations": domains, "iterations": domains}
+    controller = make_controller(hydrax, make_task(hydrax, model), Memory(), **settings)
     data = mjx.make_data(model).replace(
-        qpos=jnp.asarray(state[: model.nq], jnp.float32), qvel=jnp.asarray(state[model.nq :], jnp.float32), time=0.5
+        qpos=jnp.asarray(state[: model.nq], jnp.float32),
+        qvel=jnp.asarray(state[model.nq :], jnp.float32),
+        time=jnp.float32(0.5),
     )
-    knots = jnp.array([[[0.1], [0.2]], [[-0.1], [0.4]], [[0.0], [0.3]]])
-    past = (jnp.tile(jnp.asarray(state), (3, 1)), jnp.array([[0.0], [3.0], [0.0]])) if told else (None, None)
-    _, rollouts = jax.jit(controller.optimize)(data, knots, *past)
+    past = (jnp.tile(jnp.asarray(state), (3, 1)), jnp.array([[0.0], [3.0], [0.0]])) if told else ()
+    params = controller.init_params(seed=1)
+    after, rollouts = jax.jit(controller.optimize)(data, params, *past)
     assert len(rollouts) == 4
-    assert rollouts.trace_sites.shape == (1, 3, 5, 1, 3)
+    assert rollouts.trace_sites.shape == (3, 5, 1, 3)
+    assert rollouts.knots.shape == (3, 2, 1)
+    assert after.mean.shape == (2, 1)
+    assert float(after.tk[0]) == pytest.approx(0.5)
     drift = 1.0 if told else 10.0
     for i in range(3):
-        controls, at, costs, heights = np.repeat(knots[i, :, 0], 2), state.copy(), [], []
+        controls, at, costs, heights = np.asarray(rollouts.controls[i, :, 0], float), state.copy(), [], []
         for t, control in enumerate(controls):
             heights.append(true_site(model, at)[0][0, 2])
             costs.append(DT * (heights[-1] + control**2 + 100 * (0.5 + DT * t)))
@@ -135,5 +165,51 @@ def test_a_controller_simulates_with_our_dynamics(floating, told):
         heights.append(true_site(model, at)[0][0, 2])
         costs.append(3 * heights[-1] + controls[-1])
         np.testing.assert_allclose(rollouts.costs[i], costs, rtol=1e-4)
-        np.testing.assert_allclose(rollouts.trace_sites[0, i, :, 0, 2], heights, rtol=1e-4)
-    np.testing.assert_array_equal(rollouts.controls[0, :, :, 0], np.repeat(knots[..., 0], 2, axis=1))
+        np.testing.assert_allclose(rollouts.trace_sites[i, :, 0, 2], heights, rtol=1e-4)
+    # MPPI's own update: the knots, weighted by what they cost.
+    total = np.asarray(rollouts.costs, float).sum(1)
+    weights = np.exp(-(total - total.min()) / 0.5)
+    mean = (weights[:, None, None] * np.asarray(rollouts.knots)).sum(0) / weights.sum()
+    np.testing.assert_allclose(after.mean, mean, rtol=1e-3, atol=1e-5)
+
+
+def test_a_learned_model_under_a_controller(hydrax):
+    """What the controller sees is where the network says that the poles go; its steps are those of the network."""
+    model = load_model("double-cart-pole")
+    task = gx.GRUDynamicsTask(
+        hidden_size=8, layout=StateLayout.from_model(model), action_dim=1, dt=0.02, history=4, horizon=5
+    )
+    network = task.build_model(nnx.Rngs(0))
+    kernel = network.members.head.layers[-1].kernel
+    kernel[...] = jax.random.normal(jax.random.key(0), kernel.shape)
+    dynamics = gx.GRUDynamics(task, network)
+
+    class SwingUp(hydrax.Task):
+        def running_cost(self, state, control):
+            return -state.site_xpos[self.trace_site_ids[0], 2] + jnp.sum(control**2)
+
+        def terminal_cost(self, state):
+            return jnp.sum(state.qvel**2)
+
+    tip = model.site(model.nsite - 1).name
+    controller = make_controller(hydrax, SwingUp(model, [tip]), dynamics, plan_horizon=0.1)
+    data, params = controller.task.make_data(), controller.init_params()
+    with pytest.raises(gx.ConfigError, match=r"GRUDynamics lasts 0.02 s, one of the controller 0.0\d+ s.*opt.timestep"):
+        controller.optimize(data, params)
+    model.opt.timestep = 0.02
+    controller = make_controller(hydrax, SwingUp(model, [tip]), dynamics, plan_horizon=0.1)
+    rng = np.random.default_rng(0)
+    states, actions = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=(4, 1)).astype(np.float32)
+    data = controller.task.make_data().replace(qpos=jnp.asarray(states[-1, :3]), qvel=jnp.asarray(states[-1, 3:]))
+    params, rollouts = jax.jit(controller.optimize)(data, controller.init_params(), states, actions)
+    history = dynamics.init_history(np.tile(states, (3, 1, 1)), np.tile(actions, (3, 1, 1)))
+    predicted = np.asarray(jax.jit(dynamics.rollout)(history, rollouts.controls))
+    for i in range(3):
+        path = np.concatenate([states[-1:], predicted[i]])
+        heights = [true_site(model, at)[0][model.site(tip).id, 2] for at in path]
+        controls = np.asarray(rollouts.controls[i])
+        costs = [*(0.02 * (controls[:, 0] ** 2 - heights[:-1])), (path[-1, 3:] ** 2).sum()]
+        np.testing.assert_allclose(rollouts.costs[i], costs, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(rollouts.trace_sites[i, :, 0, 2], heights, atol=1e-4)
+    low, high = model.actuator_ctrlrange[0]
+    assert low <= float(controller.get_action(params, 0.0)[0]) <= high

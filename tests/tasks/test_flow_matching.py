@@ -89,15 +89,18 @@ class Recorder:
         return self.answer(noisy, time, condition, mask)
 
 
-def test_the_loss_is_the_weighted_error_of_where_the_actions_lead(data):
+@pytest.mark.parametrize("units", ["deviations", "natural"])
+def test_the_loss_is_the_weighted_error_of_where_the_actions_lead(data, units):
     """A fresh network says 0: the pendulum swings on its own, whatever the noise."""
-    task, model = prepared(gx.DynaFlowTask(system="pendulum", **SMALL), data)
+    task, model = prepared(gx.DynaFlowTask(system="pendulum", loss_units=units, **SMALL), data)
+    assert gx.DynaFlowTask().loss_units == "deviations"
     batch = data.train_dataset(0)[0]
     loss, metrics = task.loss(model, batch, jax.random.key(3))
     true = batch["states"].astype(np.float64)
     found = swing(true[:, 0], np.zeros((len(true), HORIZON, 1)))
     everything = np.concatenate([b["states"] for b in data.train_dataset(0)]).reshape(-1, 2).astype(np.float64)
-    scaled = ((found - true) / everything.std(0))[:, 1:] ** 2
+    scale = everything.std(0) if units == "deviations" else 1.0
+    scaled = ((found - true) / scale)[:, 1:] ** 2
     np.testing.assert_allclose(loss, scaled.mean(), rtol=2e-4)
     np.testing.assert_allclose(np.mean(metrics["position_mse"]), scaled[..., 0].mean(), rtol=2e-4)
     np.testing.assert_allclose(np.mean(metrics["velocity_mse"]), scaled[..., 1].mean(), rtol=2e-4)

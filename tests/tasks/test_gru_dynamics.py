@@ -96,6 +96,146 @@ def test_coordinates_are_relative_unless_said():
         assert same is not absolute
 
 
+CART = StateLayout(3, 3, angles=(2,))  # a mass on two rails, and a pendulum
+
+
+@pytest.mark.parametrize(
+    ("indices", "absolute", "noticed"),
+    [
+        (None, False, ()),
+        ((0,), False, (1,)),
+        ((0,), True, (0, 1)),
+        ((), False, (0, 1)),
+    ],
+)
+def test_coordinates_by_index(indices, absolute, noticed):
+    """A whole motion that lies elsewhere is the same to the network where coordinates are relative, else another."""
+    task = gx.GRUDynamicsTask(
+        coordinate_indices=indices, absolute_coordinates=absolute, hidden_size=8,
+        layout=CART, action_dim=1, history=6, horizon=5,
+    )  # fmt: skip
+    model = task.build_model(nnx.Rngs(0))
+    last = model.members.head.layers[-1].kernel
+    last[...] = jax.random.normal(jax.random.key(0), last.shape)
+    rng = np.random.default_rng(0)
+    states, actions = rng.normal(size=(6, 6)).astype(np.float32), rng.normal(size=(6, 1)).astype(np.float32)
+
+    @jax.jit
+    def change(states):
+        dynamics = gx.GRUDynamics(task, model)
+        history = dynamics.init_history(states, jnp.broadcast_to(actions, (3, 6, 1)))
+        return dynamics.step(history, jnp.broadcast_to(actions[-1], (3, 1)))[1] - states[:, -1]
+
+    moved = np.zeros((3, 1, 6), np.float32)
+    moved[1, :, 0] = moved[2, :, 1] = 3
+    here, *elsewhere = np.asarray(change(states + moved))
+    found = tuple(place for place in (0, 1) if np.abs(elsewhere[place] - here).max() > 1e-2)
+    assert found == noticed
+
+
+def test_statistics_of_coordinates_by_index():
+    """What is relative has no mean to subtract; what is not is z-scored."""
+    model = GRUDynamicsModel(CART, 1, 8, relative=(1,), absolute=True, rngs=nnx.Rngs(0))
+    mean, std = np.arange(1.0, 7), np.arange(2.0, 8)
+    model.set_statistics((mean, std), (np.zeros(1), np.ones(1)), (np.zeros(6), np.ones(6)))
+    # Two coordinates, cosine and sine of an angle, three velocities.
+    np.testing.assert_allclose(model.features.mean[...], [1, 0, 0, 0, 4, 5, 6])
+    np.testing.assert_allclose(model.features.std[...], [2, 3, 1, 1, 5, 6, 7])
+    np.testing.assert_allclose(model.positions.mean[...], [2])
+
+
+@pytest.mark.parametrize(
+    ("indices", "said"),
+    [
+        ((0, 1), r"coordinate_indices=\(0, 1\): \[1\] are no plain .* are \(0,\); angles: \(1,\); rotations: none"),
+        ((5,), r"coordinate_indices=\(5,\): \[5\] are no plain coordinates of qpos. Of 2 places"),
+        ((0, 0), r"coordinate_indices=\(0, 0\): a place is named twice"),
+    ],
+)
+def test_coordinates_that_are_none(fitted, indices, said):
+    with pytest.raises(gx.ConfigError, match=said):
+        gx.Trainer(max_steps=1).fit(gx.GRUDynamicsTask(coordinate_indices=indices), fitted[1])
+
+
+def wrapped(angles):
+    return (angles + np.pi) % (2 * np.pi) - np.pi
+
+
+def test_the_loss_is_numpys():
+    forms = [
+        ("states", "deviations", "relative"),
+        ("states", "natural", "uniform"),
+        ("changes", "deviations", "relative"),
+        ("changes", "natural", "uniform"),
+    ]
+    sizes = {"members": 2, "hidden_size": 8, "layout": LAYOUT, "action_dim": 1, "history": 6, "horizon": 5}
+    tasks = [
+        gx.GRUDynamicsTask(loss_of=of, loss_units=units, loss_weights=weights, **sizes) for of, units, weights in forms
+    ]
+    assert gx.GRUDynamicsTask(**sizes) == tasks[0]
+    model = tasks[0].build_model(nnx.Rngs(0))
+    kernel = model.members.head.layers[-1].kernel
+    kernel[...] = 3 * jax.random.normal(jax.random.key(0), kernel.shape)
+    scale, ones = np.array([0.1, 0.2, 0.4, 0.5]), np.ones(4)
+    model.set_statistics((0 * ones, ones), (np.zeros(1), np.ones(1)), (0 * ones, scale))
+    states, actions = (array[:, :11] for array in window())
+    states[..., 1] = wrapped(states[..., 1])
+
+    @jax.jit
+    def everything(batch):
+        return tasks[0].unroll(model, batch).state, [task.loss(model, batch, jax.random.key(0))[0] for task in tasks]
+
+    found, losses = everything({"states": jnp.asarray(states), "actions": jnp.asarray(actions)})
+    found = np.asarray(found, np.float64)
+    for (of, units, weights), loss in zip(forms, losses, strict=True):
+        squares = []
+        for member, row, h in np.ndindex(2, 4, 5):
+            true, before = states[row, 6 + h].astype(float), states[row, 5 + h].astype(float)
+            predicted, own = found[member, row, h], found[member, row, h - 1] if h else before
+            error = predicted - true if of == "states" else (predicted - own) - (true - before)
+            error[1] = wrapped(error[1])
+            if units == "deviations":
+                error = error / scale
+            if weights == "relative":
+                error = error / (h + 1)
+            squares.append(error**2)
+        assert float(loss) == pytest.approx(np.mean(squares), rel=1e-4), (of, units, weights)
+
+
+def test_gaussian_and_a_loss_that_it_does_not_use(fitted):
+    with pytest.raises(gx.ConfigError, match=r"gaussian=True fits by likelihood.*loss_units='natural'"):
+        gx.Trainer(max_steps=1).fit(gx.GRUDynamicsTask(gaussian=True, loss_units="natural"), fitted[1])
+    with pytest.raises(gx.ConfigError, match="loss_weights='even': expected one of relative, uniform"):
+        gx.Trainer(max_steps=1).fit(gx.GRUDynamicsTask(loss_weights="even"), fitted[1])
+
+
+def test_dropout_is_of_training_and_of_each_row_by_itself():
+    states, actions = (jnp.asarray(array[:, :11]) for array in window())
+    batch = {"states": states, "actions": actions}
+    plain = gx.GRUDynamicsTask(hidden_size=64, layout=LAYOUT, action_dim=1, history=6, horizon=5)
+    task = dataclasses.replace(plain, dropout=0.4)
+    model = task.build_model(nnx.Rngs(0))
+    kernel = model.members.head.layers[-1].kernel
+    kernel[...] = jax.random.normal(jax.random.key(0), kernel.shape)
+    errors = jax.jit(lambda batch, key: task.loss(model, batch, key)[1]["change_mse"])
+    first, again, other = (np.asarray(errors(batch, jax.random.key(key))) for key in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (np.abs(first - other) > 1e-3).all()
+    alone = errors(jax.tree.map(lambda leaf: leaf[:1], batch), jax.random.key(0))
+    np.testing.assert_allclose(alone, first[:1], rtol=1e-4)
+    # Rows that are alike are dropped from differently.
+    alike = errors(jax.tree.map(lambda leaf: leaf[jnp.zeros(4, int)], batch), jax.random.key(0))
+    assert len(set(np.asarray(alike).round(5))) == 4
+    # Evaluation drops nothing.
+    judged = [float(one.evaluate(model, batch, jax.random.key(key))["loss"]) for one in (plain, task) for key in (0, 1)]
+    assert judged == pytest.approx([judged[0]] * 4)
+    # As much is dropped as was said, and what stays makes up for it.
+    keep = np.asarray(task._keep(4, jax.random.key(0)))
+    assert keep.shape == (4, 1, 64)
+    np.testing.assert_allclose(np.unique(keep), [0, 1 / 0.6], rtol=1e-6)
+    assert np.mean(keep == 0) == pytest.approx(0.4, abs=0.1)
+
+
 def test_it_learns_and_beats_simple_predictors(fitted):
     _, data, result = fitted
     states = np.stack([t.states[:40] for t in data.trajectories("test")])

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -58,3 +59,34 @@ def test_the_shipped_tasks_have_it():
     steps = np.arange(40)
     expected = np.where(steps < 2, steps / 2, 0.5 * (1 + np.cos(np.pi * (steps - 2) / 38))) * 0.01
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("task", "default", "rising"),
+    [
+        (gx.AccelerationTask, "cosine", 10),
+        (gx.GRUDynamicsTask, "cosine", 4),
+        (gx.DynaFlowTask, "constant", 10),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_schedule_can_be_chosen(task, default, rising, schedule):
+    """Adam's steps along a gradient that stays the same are as long as the rate."""
+    assert task().learning_rate_schedule == default
+    optimizer = task(learning_rate=0.01, weight_decay=0.0, learning_rate_schedule=schedule).build_optimizer(200)
+    state = optimizer.init(jnp.zeros(1))
+    lengths = []
+    for _ in range(200):
+        updates, state = optimizer.update(jnp.ones(1), state, jnp.zeros(1))
+        lengths.append(-float(updates[0]))
+    steps = np.arange(200)
+    cosine = np.where(steps < rising, steps / rising, 0.5 * (1 + np.cos(np.pi * (steps - rising) / (200 - rising))))
+    expected = np.ones(200) if schedule == "constant" else cosine
+    np.testing.assert_allclose(lengths, 0.01 * expected, rtol=1e-4, atol=1e-8)
+
+
+def test_a_schedule_that_there_is_not():
+    experiment = pendulum()
+    task = dataclasses.replace(experiment.task, learning_rate_schedule="linear")
+    with pytest.raises(gx.ConfigError, match="learning_rate_schedule='linear': expected one of constant, cosine"):
+        gx.Trainer(max_steps=1).fit(task, dataclasses.replace(experiment.data, num_rollouts=10, rollout_length=20))

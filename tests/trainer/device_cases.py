@@ -127,7 +127,7 @@ def cases(folder: Path) -> dict[str, tuple[gx.Task, gx.DataModule]]:
         "acceleration": (gx.AccelerationTask(hidden_dims=(32, 32)), transitions()),
         "noisy": (NoisyTask(), net_data(batch_size=32)),
         "deep": (DeepTask(), net_data(batch_size=32)),
-        "gru": (gx.GRUDynamicsTask(hidden_size=16, members=2), logs(folder / "logs")),
+        "gru": (gx.GRUDynamicsTask(hidden_size=16, members=2, dropout=0.2), logs(folder / "logs")),
         "dynaflow": (DynaFlowTask(**small), motions(folder / "motions")),
         "dynaflow_loop": (LoopTask(**small), motions(folder / "motions")),
     }
