@@ -392,12 +392,13 @@ class LeggedEnvironment(MJXEnvironment):
         return info["command"].at[2].set(jnp.clip(0.5 * error, *self.commands.ang_vel_yaw))
 
     def _push(self, data: mjx.Data, step: jax.Array, rng: jax.Array) -> mjx.Data:
-        """A shove from time to time: the trunk's velocity changes at once."""
+        """A shove from time to time: the trunk has another velocity at once."""
         settings = self.randomization
         if settings.push_interval is None:
             return data
         due = step % round(settings.push_interval / self.control_dt) == 0
-        return data.replace(qvel=data.qvel.at[:6].add(jnp.where(due, settings.draw_push(rng), 0.0)))
+        velocity = data.qvel[:6]
+        return data.replace(qvel=data.qvel.at[:6].set(jnp.where(due, settings.push(velocity, rng), velocity)))
 
     def _phases(self, step: jax.Array) -> jax.Array:
         offsets = self.gait.offset if len(self.gait.offset) == len(self.feet) else (0.0,) * len(self.feet)
