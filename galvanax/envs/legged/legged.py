@@ -1,6 +1,7 @@
 """The base of the legged environments: a robot that is asked to walk at a velocity.
 
 Its rules are unitree_rl_gym's: joint targets around a default pose become torques by PD control in every physics step.
+On terrain they are legged_gym's. docs/environments.md says where ours are others, and why.
 """
 
 import dataclasses
@@ -206,7 +207,7 @@ class LeggedEnvironment(MJXEnvironment):
         level = info["terrain_level"]
         if self.terrain.kind != "flat" and self.terrain.curriculum:
             walked = jnp.linalg.norm(state.pipeline_state.qpos[:2] - info["origin"][:2])
-            commanded = jnp.linalg.norm(info["command"][:2]) * info["step"] * self.control_dt
+            commanded = jnp.linalg.norm(info["command"][:2]) * self.episode_length * self.control_dt
             level = self.terrain.next_level(level, walked, commanded, level_rng)
         drawn = info["drawn"]
         if self.randomization.resample == "episode":
