@@ -36,7 +36,7 @@ class Settings:
       episodes: in an evaluation.
       hidden: widths of both networks; empty for the experiment's own.
       seed: of the run.
-      start: a run to take the weights of, by default none.
+      start: a run to take the last weights of, by default none.
       run_dir: where the run is kept, by default nowhere.
       tree: the folder that holds the `galvanax` to be run; by default the installed one.
     """
@@ -122,7 +122,7 @@ def main(settings: Settings) -> None:
 
     print(f"{settings}\ngalvanax of {Path(gx.__file__).parent.parent}", flush=True)
     task, data = experiment(settings)
-    start = [] if settings.start is None else [gx.WarmStart(str(settings.start))]
+    start = [] if settings.start is None else [gx.WarmStart(str(settings.start), checkpoint="last")]
     trainer = gx.Trainer(
         max_steps=settings.iterations,
         val_every=gx.Steps(settings.iterations // settings.evaluations),
