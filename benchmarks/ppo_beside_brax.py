@@ -133,6 +133,7 @@ def run_galvanax(env, settings: Settings, seed: int) -> Outcome:
         learning_rate=rate,
         discount=discount,
         entropy_coef=entropy,
+        value_coef=0.25,  # brax's default vf_coefficient, 0.5, weighs half the mean square
         policy_hidden=(32,) * 4,
         value_hidden=(256,) * 5,
     )

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from galvanax.envs.environment import cast_like, strong
+from galvanax.envs.environment import MJXEnvironment, cast_like, strong
 from galvanax.envs.unwrap import time_limit, unwrap
 
 # Environments that are reset in one go: a share of the batch, since few end at the same step.
@@ -34,7 +34,7 @@ class AutoReset:
 
     `done` is 1.0 for both kinds of end. An environment may define `next_episode(state, rng)` to carry something over
     from the ended episode (a curriculum's level, properties drawn once per environment); otherwise `reset(rng)` is
-    called.
+    called. An `MJXEnvironment` has the time limit as its `episode_length`, whoever set it.
 
     An environment's own entries of these names are its own: it gets them back in the next step. Training wrappers of
     brax and Playground are taken off, see `unwrap`.
@@ -53,6 +53,8 @@ class AutoReset:
     def __post_init__(self) -> None:
         env, wrappers = unwrap(self.env)
         limit = time_limit(env, wrappers, self.episode_length or None, "AutoReset.episode_length")
+        if isinstance(env, MJXEnvironment) and env.episode_length != limit:
+            env = dataclasses.replace(env, episode_length=limit)
         object.__setattr__(self, "env", env)
         object.__setattr__(self, "episode_length", limit)
 

@@ -71,8 +71,8 @@ class Randomization:
       armature_scale: a factor on each joint's armature.
       action_delay: s between an action and its effect.
       push_interval: s between pushes.
-      push_velocity: m/s; a push is uniform in ± this along x and y.
-      push_angular: rad/s; a push is uniform in ± this about each axis.
+      push_velocity: m/s; a push sets the base's velocity along x and y to a draw, uniform in ± this.
+      push_angular: rad/s; a push sets its angular velocity about each axis to a draw, uniform in ± this.
       resample: draw at every "episode", or once per "environment" and keep that through all its episodes. `draw`
         doesn't look at it: it is for whoever resets.
     """
@@ -165,15 +165,24 @@ class Randomization:
             action_delay=jnp.zeros(()) if self.action_delay is None else uniform("action_delay"),
         )
 
-    def draw_push(self, rng: jax.Array) -> jax.Array:
-        """A push, as the change of a floating base's velocity, `(6,)`: m/s along x, y, z, then rad/s about them."""
-        push = jnp.zeros(6)
+    def push(self, velocity: jax.Array, rng: jax.Array) -> jax.Array:
+        """A floating base's velocity after a push: a draw, whatever it was before, as in legged_gym.
+
+        Args:
+          velocity: before, `(6,)`: m/s along x, y, z, then rad/s about them.
+          rng: a key.
+
+        Returns:
+          `(6,)`; the vertical velocity, and whatever has no bound, stays.
+        """
+        velocity = jnp.asarray(velocity)
         for name, rows in (("push_velocity", slice(0, 2)), ("push_angular", slice(3, 6))):
             bound = getattr(self, name)
             if bound is not None:
                 key = jax.random.fold_in(rng, _STREAMS[name])
-                push = push.at[rows].set(jax.random.uniform(key, push[rows].shape, minval=-bound, maxval=bound))
-        return push
+                draw = jax.random.uniform(key, velocity[rows].shape, minval=-bound, maxval=bound)
+                velocity = velocity.at[rows].set(draw)
+        return velocity
 
     def _active(self) -> list[str]:
         names = [field.name for field in dataclasses.fields(self) if field.name != "resample"]

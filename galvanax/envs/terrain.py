@@ -227,13 +227,14 @@ class Terrain:
     def next_level(self, level: jax.Array, walked: jax.Array, commanded: jax.Array, rng: jax.Array) -> jax.Array:
         """The level of the next episode, by the game-inspired curriculum of Rudin et al., 2022 (arXiv 2109.11978).
 
-        Up where the robot got across half a tile; down where it made less than half of the way it was told to; at a
-        random level where it has passed the last. Without `curriculum`, always at a random one.
+        Up where the robot got across half a tile; down where it made less than half of the way that its command asks
+        for in a whole episode, as it does after an early fall; at a random level where it has passed the last. Without
+        `curriculum`, always at a random one.
 
         Args:
           level: of the episode that has ended, an integer or an array of them.
           walked: distance (m) from where it started.
-          commanded: distance (m) that its commands asked for: speed times the episode's length.
+          commanded: distance (m) that its last command asks for: speed times the time limit of an episode.
           rng: a key.
 
         Returns:

@@ -80,7 +80,11 @@ def h1_2_ppo() -> Experiment:
 
 
 def _legged(env: Any, hidden: tuple[int, ...], initial_std: float, run_dir: str) -> Experiment:
-    """rsl_rl's settings: those that unitree_rl_gym and mjlab train these robots with."""
+    """rsl_rl's settings: those that unitree_rl_gym and mjlab train these robots with.
+
+    The networks are those of unitree_rl_gym's Go2 and of mjlab's robots. unitree_rl_gym's humanoids have an LSTM of 64
+    and a layer of 32 in place of them, which neither mirrors nor exports as a function of the observation alone.
+    """
     task = PPOTask(
         unroll_length=24,
         num_epochs=5,

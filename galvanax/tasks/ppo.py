@@ -88,7 +88,8 @@ class PPOTask(Task):
       gae_lambda: λ of the advantage estimate.
       clip: of the probability ratio, and of the value's change.
       clip_value: whether the value loss is clipped too.
-      value_coef: weight of the value loss.
+      value_coef: weight of the value loss, a mean square: rsl_rl's `value_loss_coef`, half of brax's `vf_coefficient`,
+        whose default, 0.5, this one's is.
       entropy_coef: weight of the entropy bonus.
       final_entropy_coef: what it goes to, linearly, by the run's end; by default it stays.
       reward_scaling: rewards are multiplied by it for learning, not in what is reported.
@@ -118,7 +119,7 @@ class PPOTask(Task):
     gae_lambda: float = 0.95
     clip: float = 0.2
     clip_value: bool = False
-    value_coef: float = 0.5
+    value_coef: float = 0.25
     entropy_coef: float = 0.01
     final_entropy_coef: float | None = None
     reward_scaling: float = 1.0
@@ -365,10 +366,10 @@ class PPOTask(Task):
 
             (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
             loss, metrics, grads = mean_over_devices((loss, metrics, grads))
-            state = state.apply_gradients(grads)
-            if self.learning_rate_schedule == "adaptive":
+            if self.learning_rate_schedule == "adaptive":  # before the step, so that this one is shorter already
                 rate = adapt_rate(state.hyperparameters["learning_rate"], metrics["kl"], self.desired_kl)
                 state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, learning_rate=rate))
+            state = state.apply_gradients(grads)
             return state, {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
 
         def one_epoch(state: TrainState, key: jax.Array) -> tuple[TrainState, Metrics]:

@@ -41,7 +41,7 @@ class Minibatch:
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """The terms' weights and limits, as in `PPOTask`."""
+    """The terms' weights and limits, as in `PPOTask`; `value` multiplies the mean square, as in rsl_rl."""
 
     clip: float
     value: float
@@ -95,7 +95,7 @@ def ppo_loss(
     if weights.clip_value:
         near = batch.value + jnp.clip(value - batch.value, -weights.clip, weights.clip)
         squared = jnp.maximum(squared, (near - batch.target) ** 2)
-    value_loss = 0.5 * jnp.mean(squared)
+    value_loss = jnp.mean(squared)
 
     entropy = jnp.mean(policy.entropy(noise))
     loss = policy_loss + weights.value * value_loss - weights.entropy * entropy

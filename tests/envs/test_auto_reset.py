@@ -236,6 +236,14 @@ def test_an_environment_carries_something_over():
     np.testing.assert_array_equal(states.info["level"], np.cumsum(states.info["truncation"], axis=0))
 
 
+def test_an_environment_knows_its_time_limit():
+    """Whoever sets it: the terrain's curriculum asks what a whole episode's command is."""
+    env = load("pendulum")
+    assert env.episode_length == 250
+    assert AutoReset(env).env is env
+    assert AutoReset(env, 40).env == dataclasses.replace(env, episode_length=40)
+
+
 def test_what_a_wrapper_wrote_into_info_passes_through():
     envs = AutoReset(Walk(), 2)
     state = envs.reset(keys_of(4))

@@ -93,11 +93,16 @@ def test_without_a_curriculum_levels_are_random(env):
 
 
 def test_the_curriculum(resets, next_episode):
-    """Up a level after half a tile, down after less than half of what was commanded; else it stays."""
-    walked = np.array([3.1, 2.9, 2.9, 0.1, 3.1, 0.1] + [0.0] * (N - 6))
-    level = np.array([0, 1, 1, 1, 1, 0] + [1] * (N - 6))
-    speed = np.array([1, 0.5, 1, 1, 1, 1] + [0] * (N - 6))  # m/s; for 10 s
-    wanted = [1, 1, 0, 0, None, 0] + [1] * (N - 6)
+    """Up a level after half a tile, down after less than half of what is asked for in a whole episode; else it stays.
+
+    The fourth has fallen after 0.2 s, in which it went as far as it should; the fifth after a second, upstairs.
+    """
+    rest = [0] * (N - 7)
+    walked = np.array([3.1, 2.9, 2.9, 0.2, 3.1, 3.1, 0.1, *rest])
+    level = np.array([0, 1, 1, 1, 0, 1, 0] + [1] * len(rest))
+    speed = np.array([1, 0.25, 0.5, 1, 1, 1, 1, *rest])  # m/s; for the 20 s of an episode
+    steps = np.array([1000, 1000, 1000, 10, 50, 1000, 1000, *rest])
+    wanted = [1, 1, 0, 0, 1, None, 0] + [1] * len(rest)
     column = np.asarray(resets.info["terrain_column"])
     origin = np.array([[*ORIGINS[at], 0.0] for at in zip(level, column, strict=True)], np.float32)
     qpos = np.asarray(resets.pipeline_state.qpos).copy()
@@ -109,7 +114,7 @@ def test_the_curriculum(resets, next_episode):
         "origin": jax.numpy.asarray(origin),
         "terrain_level": jax.numpy.asarray(level, resets.info["terrain_level"].dtype),
         "command": jax.numpy.asarray(command),
-        "step": jax.numpy.full(N, 500, np.int32),
+        "step": jax.numpy.asarray(steps, np.int32),
     }
     data = resets.pipeline_state.replace(qpos=jax.numpy.asarray(qpos))
     new = next_episode(resets.replace(pipeline_state=data, info=info), keys(3))

@@ -239,16 +239,18 @@ def test_a_randomised_model_steps_as_mujocos():
 
 
 def test_pushes():
+    """Set the velocity, as legged_gym's do: whatever it was, it is in their bounds after."""
     randomization = Randomization(push_interval=5, push_velocity=1.5, push_angular=0.4)
     keys = jax.random.split(jax.random.key(1), 400)
-    pushes = jax.vmap(randomization.draw_push)(keys)
-    assert_uniform(pushes[:, :2], -1.5, 1.5)
-    assert not np.asarray(pushes[:, 2]).any()
-    assert_uniform(pushes[:, 3:], -0.4, 0.4)
-    sideways = jax.vmap(Randomization(push_interval=5, push_velocity=1.5).draw_push)(keys)
-    np.testing.assert_array_equal(sideways[:, :2], pushes[:, :2])
-    assert not np.asarray(sideways[:, 2:]).any()
-    assert not np.asarray(Randomization().draw_push(keys[0])).any()
+    before = np.array([4.0, -3.0, 2.0, 1.5, -2.5, 3.5], np.float32)  # beyond all bounds
+    pushed = jax.vmap(randomization.push, (None, 0))(before, keys)
+    assert_uniform(pushed[:, :2], -1.5, 1.5)
+    assert (np.asarray(pushed[:, 2]) == before[2]).all()
+    assert_uniform(pushed[:, 3:], -0.4, 0.4)
+    sideways = jax.vmap(Randomization(push_interval=5, push_velocity=1.5).push, (None, 0))(before, keys)
+    np.testing.assert_array_equal(sideways[:, :2], pushed[:, :2])
+    assert (np.asarray(sideways[:, 2:]) == before[2:]).all()
+    np.testing.assert_array_equal(Randomization().push(before, keys[0]), before)
     assert not randomization.is_off
 
 

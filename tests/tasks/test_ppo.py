@@ -504,6 +504,14 @@ def test_true_values_are_what_the_critic_is_taught(kind, limit, memory_size):
     np.testing.assert_array_equal(rollout.first[1:], rollout.done[:-1])
 
 
+def test_the_loss_is_the_weighted_sum_that_the_task_says(learned):
+    """Of the means that are logged; the entropy's weight moves by a part in 80 over the iteration."""
+    task, row = learned[1], learned[4].rows[1]
+    wanted = row["policy_loss"] + task.value_coef * row["value_loss"] - task.entropy_coef * row["entropy"]
+    assert row["value_loss"] > 0.1
+    assert row["loss"] == pytest.approx(wanted, abs=5e-5)
+
+
 # The adaptive rate
 
 
@@ -556,6 +564,17 @@ def test_two_minibatches_of_half_the_size_are_one():
     np.testing.assert_allclose(halves_watch.column("learning_rate"), watch.column("learning_rate"), rtol=1e-6)
     for name, value in whole.state.params.items():
         np.testing.assert_allclose(halves.state.params[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_step_has_the_rate_that_its_own_divergence_asks_for():
+    """rsl_rl's order: the second update is 1.5 times as long as the first, not the third.
+
+    Adam moves by its rate where two gradients agree, and never by 1.002 of it in two steps. Biases start at 0.
+    """
+    task = small(learning_rate=1e-3, learning_rate_schedule="adaptive", desired_kl=1.0, num_minibatches=1, num_epochs=2)
+    params = fit(task, steps=1)[0].state.params
+    furthest = max(np.abs(value).max() for name, value in params.items() if name.endswith("bias"))
+    assert furthest == pytest.approx(1e-3 + 1.5e-3, rel=0.01)
 
 
 def test_the_adaptive_rate_moves_between_updates():

@@ -101,7 +101,7 @@ def test_the_loss_is_numpys(distribution, clip_value):
 
     expected = {
         "policy_loss": -np.mean(surrogate),
-        "value_loss": np.mean(squared) / 2,
+        "value_loss": np.mean(squared),
         "entropy": entropy,
         "clip_fraction": outside / ratio.size,
         "action_std": scale.mean(),
@@ -213,7 +213,8 @@ def test_the_whole_loss_and_its_gradient_are_braxs(clip_value):
     )
     key = jax.random.key(5)
     noise = jax.random.normal(key, batch.raw_action.shape)
-    weights = dataclasses.replace(WEIGHTS, clip_value=clip_value is not None)
+    # brax halves its weight of the value loss once more.
+    weights = dataclasses.replace(WEIGHTS, value=0.5 * 0.5, clip_value=clip_value is not None)
     by_name, variables = definition.split(new)
     (loss, metrics), gradient = jax.value_and_grad(
         lambda p: ppo_loss(definition.merge(p, variables), ours, noise, weights), has_aux=True
@@ -251,7 +252,7 @@ def test_the_whole_loss_and_its_gradient_are_braxs(clip_value):
     )
     pairs = {
         "policy_loss": (metrics["policy_loss"], brax_metrics["policy_loss"]),
-        "value_loss": (0.5 * metrics["value_loss"], brax_metrics["v_loss"]),
+        "value_loss": (0.5 * 0.5 * metrics["value_loss"], brax_metrics["v_loss"]),
         "entropy": (-0.01 * metrics["entropy"], brax_metrics["entropy_loss"]),
         "loss": (loss, brax_loss),
         "action_std": (metrics["action_std"], brax_metrics["policy_dist_mean_std"]),

@@ -1,4 +1,4 @@
-"""Unitree Go2: 48 observations, the rewards and numbers of unitree_rl_gym."""
+"""Unitree Go2: 48 observations, the rewards and numbers of unitree_rl_gym (where not: docs/environments.md)."""
 
 import dataclasses
 from typing import ClassVar
@@ -18,8 +18,10 @@ _LEGS = ("FL", "FR", "RL", "RR")
 class Go2(LeggedEnvironment):
     """A quadruped of 15 kg: 12 actions, 48 observations.
 
-    Actions and observations run through the legs as FL, FR, RL, RR; the motors of the model, as on the real robot, as
-    FR, FL, RR, RL. They are matched by name.
+    Actions, joints in observations and `qpos` run through the legs as FL, FR, RL, RR, in each hip, thigh, calf: index 0
+    is FL's hip. The motors of the model, as of the real robot, run FR, FL, RR, RL; they are matched by name. Actions
+    from elsewhere that are in the motors' order must be reordered by
+    `actions[..., [3, 4, 5, 0, 1, 2, 9, 10, 11, 6, 7, 8]]`.
     """
 
     default_model: ClassVar[str] = "go2"

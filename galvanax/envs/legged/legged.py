@@ -1,6 +1,7 @@
 """The base of the legged environments: a robot that is asked to walk at a velocity.
 
 Its rules are unitree_rl_gym's: joint targets around a default pose become torques by PD control in every physics step.
+On terrain they are legged_gym's. docs/environments.md says where ours are others, and why.
 """
 
 import dataclasses
@@ -206,7 +207,7 @@ class LeggedEnvironment(MJXEnvironment):
         level = info["terrain_level"]
         if self.terrain.kind != "flat" and self.terrain.curriculum:
             walked = jnp.linalg.norm(state.pipeline_state.qpos[:2] - info["origin"][:2])
-            commanded = jnp.linalg.norm(info["command"][:2]) * info["step"] * self.control_dt
+            commanded = jnp.linalg.norm(info["command"][:2]) * self.episode_length * self.control_dt
             level = self.terrain.next_level(level, walked, commanded, level_rng)
         drawn = info["drawn"]
         if self.randomization.resample == "episode":
@@ -392,12 +393,13 @@ class LeggedEnvironment(MJXEnvironment):
         return info["command"].at[2].set(jnp.clip(0.5 * error, *self.commands.ang_vel_yaw))
 
     def _push(self, data: mjx.Data, step: jax.Array, rng: jax.Array) -> mjx.Data:
-        """A shove from time to time: the trunk's velocity changes at once."""
+        """A shove from time to time: the trunk has another velocity at once."""
         settings = self.randomization
         if settings.push_interval is None:
             return data
         due = step % round(settings.push_interval / self.control_dt) == 0
-        return data.replace(qvel=data.qvel.at[:6].add(jnp.where(due, settings.draw_push(rng), 0.0)))
+        velocity = data.qvel[:6]
+        return data.replace(qvel=data.qvel.at[:6].set(jnp.where(due, settings.push(velocity, rng), velocity)))
 
     def _phases(self, step: jax.Array) -> jax.Array:
         offsets = self.gait.offset if len(self.gait.offset) == len(self.feet) else (0.0,) * len(self.feet)
