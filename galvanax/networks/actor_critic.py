@@ -237,6 +237,14 @@ def _depth(obs: Any) -> jax.Array:
     return obs["depth"]
 
 
+def observed_size(policy: ActorCritic) -> int:
+    """Entries of the vector that the policy sees."""
+    if policy.normalizer is not None:
+        return int(policy.normalizer.mean[...].shape[-1])
+    entries = policy.policy.layers[0].in_features if policy.memory is None else policy.memory.in_features
+    return int(entries) - (policy.actor_sight.features if policy.actor_sight is not None else 0)
+
+
 def policy_observation(obs: Any) -> jax.Array:
     """The vector that the policy sees of an observation."""
     return obs["state"] if isinstance(obs, Mapping) else obs

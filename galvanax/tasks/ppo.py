@@ -277,7 +277,9 @@ class PPOTask(Task):
         """One whole episode of the deterministic policy in the evaluation environment, for each example."""
         assert isinstance(model, ActorCritic)
         training, env, _ = self.environments
-        return episode(as_seen_by(env, model), model, jax.random.fold_in(rng, batch["episode"][0]), training.episode_length)
+        return episode(
+            as_seen_by(env, model), model, jax.random.fold_in(rng, batch["episode"][0]), training.episode_length
+        )
 
     def predict(self, model: nnx.Module, batch: Any, rng: jax.Array) -> jax.Array:
         """The deterministic action `(batch, action_size)` at each observation of the batch; a memory starts empty."""

@@ -11,6 +11,8 @@ from galvanax.envs.vision import Vision
 from galvanax.errors import ConfigError
 from galvanax.physics.quiet_mjx import mjx
 
+_AHEAD = Vision("ahead", width=8, height=16, see_own_body=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Ledge(MJXEnvironment):
@@ -32,7 +34,7 @@ class Ledge(MJXEnvironment):
     episode_length: int = 100
     edge: tuple[float, float] = (1.0, 3.0)
     near: float = 0.25
-    vision: Vision | None = Vision("ahead", width=8, height=16, see_own_body=False)
+    vision: Vision | None = _AHEAD
 
     def check(self) -> None:
         """Raises ConfigError where the edge's range is none, or the camera isn't there."""
