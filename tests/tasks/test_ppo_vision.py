@@ -1,7 +1,7 @@
 """PPO that sees: depth reaches the networks that are to have it, in 8 bits, and costs nothing where none is."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,8 @@ class Wall:
     ends: int = 1000
     episode_length: int = 6
     action_size: int = 1
-    observation_size = {"state": (2,), "depth": (4, 6)}
-    vision = Vision(width=6, height=4, max_distance=FAR)
+    observation_size: ClassVar = {"state": (2,), "depth": (4, 6)}
+    vision: ClassVar = Vision(width=6, height=4, max_distance=FAR)
 
     def reset(self, rng: jax.Array) -> State:
         side_rng, depth_rng = jax.random.split(rng)
@@ -206,19 +206,19 @@ def test_who_sees_by_default():
 
 
 class Plain(Wall):
-    observation_size = {"state": (2,), "dept": (4, 6)}
+    observation_size: ClassVar = {"state": (2,), "dept": (4, 6)}
 
 
 class Stack(Wall):
-    observation_size = {"state": (2,), "depth": (4, 6, 3)}
+    observation_size: ClassVar = {"state": (2,), "depth": (4, 6, 3)}
 
 
 class Unknown(Wall):
-    vision = None
+    vision: ClassVar = None
 
 
 class Even(Wall):
-    symmetry = object()
+    symmetry: ClassVar = object()
 
 
 @pytest.mark.parametrize(
