@@ -7,6 +7,7 @@ from typing import Any
 
 from galvanax.envs.classic.cart_pole import CartPole, DoubleCartPole
 from galvanax.envs.classic.hopper import Hopper
+from galvanax.envs.classic.ledge import Ledge
 from galvanax.envs.classic.pendulum import Pendulum
 from galvanax.envs.environment import MJXEnvironment
 from galvanax.envs.legged.g1 import G1
@@ -21,6 +22,7 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
     "cart-pole-swing-up": CartPole,
     "double-cart-pole": DoubleCartPole,
     "hopper": Hopper,
+    "ledge": Ledge,
     "go2": Go2,
     "g1": G1,
     "h1": H1,

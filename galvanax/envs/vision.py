@@ -123,6 +123,25 @@ class Vision:
 
         return jax.vmap(look)(pixels).reshape(self.height, self.width)
 
+    def depth_now(self, model: mjx.Model, data: mjx.Data) -> jax.Array:
+        """As `depth`, at the positions in `data`, whose poses may be older: a step's are."""
+        posed = mjx.com_pos(model, mjx.kinematics(model, data))
+        return self.depth(model, mjx.camlight(model, posed))
+
+    def check_for_one(self, model: mujoco.MjModel, field: str) -> None:
+        """Raises ConfigError where one environment can't see so: no such camera, or a backend that draws a batch.
+
+        Args:
+          model: the environment's.
+          field: where the settings stand, for messages.
+        """
+        self.camera_id(model)
+        if self.backend != "rays":
+            raise ConfigError(
+                f"{field}: one environment sees by rays. Vision.backend={self.backend!r} draws a whole batch at once: "
+                "use Vision.batch_renderer on its states."
+            )
+
     def batch_renderer(self, model: mujoco.MjModel, num_envs: int) -> "BatchRenderer":
         """A renderer of `num_envs` environments at once. It holds buffers on the device: make it once.
 

@@ -6,7 +6,7 @@ from galvanax.experiments.double_cart_pole_gru import double_cart_pole_gru
 from galvanax.experiments.dynaflow import cartpole_dynaflow, go2_dynaflow, pendulum_dynaflow, pendulum_stateflow
 from galvanax.experiments.experiment import Experiment, find_experiment
 from galvanax.experiments.pendulum import pendulum
-from galvanax.experiments.ppo import cartpole_ppo, g1_ppo, go2_ppo, h1_2_ppo, h1_ppo, hopper_ppo, ppo
+from galvanax.experiments.ppo import cartpole_ppo, g1_ppo, go2_ppo, h1_2_ppo, h1_ppo, hopper_ppo, ledge_ppo, ppo
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "pendulum": pendulum,
@@ -14,6 +14,7 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "ppo": ppo,
     "cartpole-ppo": cartpole_ppo,
     "hopper-ppo": hopper_ppo,
+    "ledge-ppo": ledge_ppo,
     "go2-ppo": go2_ppo,
     "g1-ppo": g1_ppo,
     "h1-ppo": h1_ppo,

@@ -1,5 +1,6 @@
 """Plain flax.nnx modules that know no task."""
 
+from galvanax.networks.depth_encoder import DepthEncoder, Sight
 from galvanax.networks.dit import DIT_SIZES, DiT1d, DiTBlock
 from galvanax.networks.dynamics import BaseDynamicsModel, MLPDynamicsModel
 from galvanax.networks.embeddings import ContinuousCondEmbedder, TimeEmbedding
@@ -11,10 +12,12 @@ __all__ = [
     "MLP",
     "BaseDynamicsModel",
     "ContinuousCondEmbedder",
+    "DepthEncoder",
     "DiT1d",
     "DiTBlock",
     "MLPDynamicsModel",
     "Normalizer",
+    "Sight",
     "Statistic",
     "TimeEmbedding",
 ]

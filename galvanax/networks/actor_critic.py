@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from galvanax.errors import ConfigError
+from galvanax.networks.depth_encoder import DepthEncoder, Sight
 from galvanax.networks.mlp import MLP
 from galvanax.networks.normalizer import Statistic
 
@@ -60,7 +61,8 @@ class ActorCritic(nnx.Module):
     """A Gaussian policy and a value function, each an MLP on normalised observations.
 
     Observations are arrays `(..., dim)`, or dicts: the policy sees `state`, the value function `privileged_state` where
-    there is one.
+    there is one. With a sight they see `depth` too, `(..., height, width)`: features of it stand beside the rest, from
+    an encoder for each of the two.
 
     Args:
       observation_size: entries, or a dict of them.
@@ -73,6 +75,8 @@ class ActorCritic(nnx.Module):
       initial_std: deviation of the policy at the start, for `"normal"`.
       memory_size: units of a GRU before the policy's MLP, 0 for none.
       normalize: whether observations are normalised.
+      actor_sight: the depth images that the policy sees, or None.
+      critic_sight: likewise, the value function.
       rngs: for the weights.
 
     Raises:
@@ -92,6 +96,8 @@ class ActorCritic(nnx.Module):
         initial_std: float = 1.0,
         memory_size: int = 0,
         normalize: bool = True,
+        actor_sight: Sight | None = None,
+        critic_sight: Sight | None = None,
         rngs: nnx.Rngs,
     ):
         if distribution not in DISTRIBUTIONS:
@@ -108,6 +114,11 @@ class ActorCritic(nnx.Module):
         critic_size = int(sizes["privileged_state"]) if self.privileged else state_size
         self.normalizer = RunningNormalizer(state_size) if normalize else None
         self.value_normalizer = RunningNormalizer(critic_size) if normalize and self.privileged else None
+        self.actor_sight, self.critic_sight = actor_sight, critic_sight
+        self.depth_encoder = _encoder(actor_sight, activation, rngs)
+        self.value_depth_encoder = _encoder(critic_sight, activation, rngs)
+        state_size += actor_sight.features if actor_sight else 0
+        critic_size += critic_sight.features if critic_sight else 0
         self.memory = nnx.GRUCell(state_size, memory_size, rngs=rngs) if memory_size else None
         outputs = 2 * action_size if distribution == "tanh_normal" else action_size
         self.policy = MLP(memory_size or state_size, policy_hidden, outputs, activation=activation, rngs=rngs)
@@ -119,6 +130,8 @@ class ActorCritic(nnx.Module):
         features = policy_observation(obs)
         if self.normalizer is not None:
             features = self.normalizer(features)
+        if self.depth_encoder is not None:
+            features = jnp.concatenate([features, self.depth_encoder(_depth(obs))], axis=-1)
         if self.memory is not None:
             memory, features = self.memory(memory, features)
         outputs = _by_rows(self.policy, features)
@@ -135,6 +148,8 @@ class ActorCritic(nnx.Module):
         normalizer = self.value_normalizer if self.privileged else self.normalizer
         if normalizer is not None:
             features = normalizer(features)
+        if self.value_depth_encoder is not None:
+            features = jnp.concatenate([features, self.value_depth_encoder(_depth(obs))], axis=-1)
         return _by_rows(self.value_function, features)[..., 0]
 
     def initial_memory(self, *batch: int) -> jax.Array:
@@ -205,12 +220,31 @@ class ActionDistribution:
         return cls(*leaves, squashed)
 
 
+def _encoder(sight: Sight | None, activation: str, rngs: nnx.Rngs) -> DepthEncoder | None:
+    return None if sight is None else DepthEncoder(sight, activation=activation, rngs=rngs)
+
+
 def _by_rows(network: MLP, features: jax.Array) -> jax.Array:
     # One matrix of all steps and environments: XLA's CPU backend multiplies that a sixth faster than a stack of them.
     rows = features.reshape(-1, features.shape[-1]) if features.ndim > 2 else features
     return network(rows).reshape(*features.shape[:-1], -1)
 
 
+def _depth(obs: Any) -> jax.Array:
+    if not isinstance(obs, Mapping) or "depth" not in obs:
+        found = ", ".join(map(repr, obs)) if isinstance(obs, Mapping) else "a vector"
+        raise ConfigError(f"The network sees 'depth' beside 'state', and the observation is {found}.")
+    return obs["depth"]
+
+
+def observed_size(policy: ActorCritic) -> int:
+    """Entries of the vector that the policy sees."""
+    if policy.normalizer is not None:
+        return int(policy.normalizer.mean[...].shape[-1])
+    entries = policy.policy.layers[0].in_features if policy.memory is None else policy.memory.in_features
+    return int(entries) - (policy.actor_sight.features if policy.actor_sight is not None else 0)
+
+
 def policy_observation(obs: Any) -> jax.Array:
-    """What the policy sees of an observation."""
+    """The vector that the policy sees of an observation."""
     return obs["state"] if isinstance(obs, Mapping) else obs

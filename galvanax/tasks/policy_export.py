@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 
 from galvanax.envs.legged.legged import LeggedEnvironment
+from galvanax.envs.vision import Vision
 from galvanax.errors import ConfigError
 from galvanax.files import partial_file
-from galvanax.networks.actor_critic import ActorCritic
+from galvanax.networks.actor_critic import ActorCritic, observed_size
 from galvanax.networks.mlp import MLP
 from galvanax.tasks.policy_rollout import control_dt, mujoco_model
 
@@ -33,10 +34,11 @@ _TRIED, _TOLERANCE = 16, 1e-4
 def export_onnx(path: str | Path, model: nnx.Module, metadata: Mapping[str, Any] | None = None) -> Path:
     """Writes a deterministic policy, its normaliser included, as ONNX, and its metadata beside it as PATH.json.
 
-    Inputs are `obs` `(batch, observation)` (what the policy sees: `state`, where observations are dicts) and, where the
-    policy has a memory, `memory` `(batch, memory)`, zeros at first; outputs are `action` `(batch, action)` and
-    `memory_out`, the next step's `memory`. All are float32, and the batch may have any size. The graph is tried against
-    the model before it is written. The file holds the metadata too, each key's value as JSON, in `metadata_props`.
+    Inputs are `obs` `(batch, observation)` (`state`, where observations are dicts); where the policy sees, `depth`
+    `(batch, height, width)` (m; NaN where the camera knows nothing); where it has a memory, `memory` `(batch, memory)`,
+    zeros at first. Outputs are `action` `(batch, action)` and `memory_out`, the next step's `memory`. All are float32,
+    and the batch may have any size. The graph is tried against the model before it is written. The file holds the
+    metadata too, each key's value as JSON, in `metadata_props`.
 
     Args:
       path: the file; one that is there is replaced, once the new one is whole.
@@ -69,7 +71,7 @@ def export_stablehlo(path: str | Path, model: nnx.Module, metadata: Mapping[str,
     """Writes a deterministic policy as StableHLO, which `jax.export.deserialize` reads, for CPU, CUDA and TPU.
 
     `deserialize(bytearray(Path(path).read_bytes())).call(obs)` gives the action; with a memory, `.call(obs, memory)`
-    gives `(action, memory)`. Arguments are as in `export_onnx`.
+    gives `(action, memory)`. `depth` comes second, where the policy sees. Arguments are as in `export_onnx`.
 
     Raises:
       ConfigError: the model is no policy.
@@ -78,7 +80,7 @@ def export_stablehlo(path: str | Path, model: nnx.Module, metadata: Mapping[str,
     policy = _policy_of(model)
     about = _describe(policy, metadata)
     (batch,) = jax.export.symbolic_shape("batch")
-    shapes = [jax.ShapeDtypeStruct((batch, size), jnp.float32) for size in _input_sizes(policy)]
+    shapes = [jax.ShapeDtypeStruct((batch, *shape), jnp.float32) for shape in _input_shapes(policy).values()]
     with _exact_products():
         exported = jax.export.export(jax.jit(_function_of(policy)), platforms=PLATFORMS)(*shapes)
     return _write(Path(path), exported.serialize(), about)
@@ -101,10 +103,12 @@ def policy_metadata(env: Any) -> dict[str, Any]:
       is multiplied by), `observation_clip` (± this, last of all); `joint_pos` is counted from `default_pose`;
     - `command_ranges` (m/s, rad/s); with a stepping clock `gait_period` (s) and `gait_offset` (part of a period, the
       first foot's, whose sine and cosine are observed); with a height scan its settings.
+
+    An environment with a `vision`: `camera`, its pixels, range, field of view and place on its body.
     """
     env = getattr(env, "unwrapped", env)
     if isinstance(env, LeggedEnvironment):
-        return _legged_metadata(env)
+        return _legged_metadata(env) | _camera(env)
     found: dict[str, Any] = {"environment": type(env).__name__}
     with contextlib.suppress(ConfigError):
         found["control_dt"] = control_dt(env)
@@ -113,7 +117,25 @@ def policy_metadata(env: Any) -> dict[str, Any]:
         names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, index) or "" for index in range(model.nu)]
         ranges = zip(model.actuator_ctrllimited, model.actuator_ctrlrange.tolist(), strict=True)
         found |= {"actuator_names": names, "actuator_ranges": [ends if limited else None for limited, ends in ranges]}
-    return found
+    return found | _camera(env)
+
+
+def _camera(env: Any) -> dict[str, Any]:
+    vision = getattr(env, "vision", None)
+    if not isinstance(vision, Vision):
+        return {}
+    model = mujoco_model(env)
+    camera = vision.camera_id(model)
+    seen = {
+        "width": vision.width,
+        "height": vision.height,
+        "max_distance": vision.max_distance,
+        "fovy": float(model.cam_fovy[camera]),
+        "body": mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_BODY, model.cam_bodyid[camera]) or "",
+        "position": model.cam_pos[camera].tolist(),
+        "quaternion": model.cam_quat[camera].tolist(),
+    }
+    return {"camera": seen}
 
 
 def _legged_metadata(env: LeggedEnvironment) -> dict[str, Any]:
@@ -162,12 +184,14 @@ def _policy_of(model: nnx.Module) -> ActorCritic:
     return model
 
 
-def _input_sizes(policy: ActorCritic) -> list[int]:
+def _input_shapes(policy: ActorCritic) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes without the batch, in their order."""
+    shapes: dict[str, tuple[int, ...]] = {"obs": (observed_size(policy),)}
+    if policy.actor_sight is not None:
+        shapes["depth"] = tuple(policy.actor_sight.shape)
     if policy.memory is not None:
-        return [policy.memory.in_features, policy.memory_size]
-    if policy.normalizer is not None:
-        return [policy.normalizer.mean[...].shape[-1]]
-    return [policy.policy.layers[0].in_features]
+        shapes["memory"] = (policy.memory_size,)
+    return shapes
 
 
 def _function_of(policy: ActorCritic) -> Callable[..., Any]:
@@ -175,10 +199,14 @@ def _function_of(policy: ActorCritic) -> Callable[..., Any]:
     definition, leaves = nnx.split(policy)
     leaves = jax.device_get(leaves)
 
-    def act(obs: jax.Array, *memory: jax.Array) -> Any:
-        policy = nnx.merge(definition, leaves)
-        distribution, after = policy.act(obs, memory[0] if memory else jnp.zeros((*obs.shape[:-1], 0)))
-        return (distribution.mode(), after) if memory else distribution.mode()
+    names = list(_input_shapes(policy))
+
+    def act(*arrays: jax.Array) -> Any:
+        policy, given = nnx.merge(definition, leaves), dict(zip(names, arrays, strict=True))
+        obs, remembers = given["obs"], "memory" in given
+        seen = {"state": obs, "depth": given["depth"]} if "depth" in given else obs
+        distribution, after = policy.act(seen, given["memory"] if remembers else jnp.zeros((*obs.shape[:-1], 0)))
+        return (distribution.mode(), after) if remembers else distribution.mode()
 
     return act
 
@@ -190,15 +218,16 @@ def _exact_products() -> Any:
 
 def _describe(policy: ActorCritic, metadata: Mapping[str, Any] | None) -> dict[str, str]:
     """All metadata, each value as JSON."""
-    sizes = _input_sizes(policy)
+    shapes = _input_shapes(policy)
     own: dict[str, Any] = {
         "galvanax_version": packages.version("galvanax"),
-        "inputs": {"obs": ["batch", sizes[0]]},
+        "inputs": {name: ["batch", *shape] for name, shape in shapes.items()},
         "outputs": {"action": ["batch", policy.action_size]},
     }
-    if len(sizes) > 1:
-        own["inputs"] |= {"memory": ["batch", sizes[1]]}
-        own["outputs"] |= {"memory_out": ["batch", sizes[1]]}
+    if "memory" in shapes:
+        own["outputs"] |= {"memory_out": ["batch", *shapes["memory"]]}
+    if policy.actor_sight is not None:
+        own["depth_range"] = policy.actor_sight.far
     texts = {}
     for name, value in {**own, **(metadata or {})}.items():
         try:
@@ -213,16 +242,20 @@ def _try(graph: "onnx.ModelProto", policy: ActorCritic) -> None:
     from onnx.reference import ReferenceEvaluator
 
     rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=(_TRIED, size)).astype(np.float32) for size in _input_sizes(policy)]
+    arrays = {
+        name: rng.normal(size=(_TRIED, *shape)).astype(np.float32) for name, shape in _input_shapes(policy).items()
+    }
     if policy.normalizer is not None:
         statistics = jax.device_get([policy.normalizer.mean[...], policy.normalizer.squares[...]])
         count = max(float(policy.normalizer.count[...]), 1.0)
-        arrays[0] = (statistics[0] + arrays[0] * np.sqrt(statistics[1] / count)).astype(np.float32)
-    arrays[1:] = [np.tanh(array) for array in arrays[1:]]
+        arrays["obs"] = (statistics[0] + arrays["obs"] * np.sqrt(statistics[1] / count)).astype(np.float32)
+    if policy.actor_sight is not None:  # some of it beyond the range, either way
+        arrays["depth"] = (0.5 + arrays["depth"]) * np.float32(policy.actor_sight.far)
+    if "memory" in arrays:
+        arrays["memory"] = np.tanh(arrays["memory"])
     with _exact_products():
-        wanted = jax.device_get(jax.tree.leaves(jax.jit(_function_of(policy))(*arrays)))
-    names = ("obs", "memory")[: len(arrays)]
-    found = ReferenceEvaluator(graph).run(None, dict(zip(names, arrays, strict=True)))
+        wanted = jax.device_get(jax.tree.leaves(jax.jit(_function_of(policy))(*arrays.values())))
+    found = ReferenceEvaluator(graph).run(None, arrays)
     for one, other in zip(found, wanted, strict=True):
         if not np.allclose(one, other, atol=_TOLERANCE, rtol=_TOLERANCE):
             off = np.abs(one - other).max()

@@ -14,7 +14,8 @@ import onnx
 from flax import nnx
 from onnx import TensorProto, helper, numpy_helper
 
-from galvanax.networks.actor_critic import ActorCritic, RunningNormalizer
+from galvanax.networks.actor_critic import ActorCritic, RunningNormalizer, observed_size
+from galvanax.networks.depth_encoder import KERNEL, PADDING, STRIDE, Convolution, DepthEncoder
 from galvanax.networks.mlp import ACTIVATIONS, MLP
 
 # Opset 17 and format 8 are of 2022: onnxruntime 1.12 reads them.
@@ -31,6 +32,11 @@ class _Graph:
     def constant(self, array: Any, name: str) -> str:
         """Adds float32 numbers."""
         self.constants.append(numpy_helper.from_array(np.array(array, np.float32), name))
+        return name
+
+    def integers(self, array: Any, name: str) -> str:
+        """Adds int64 numbers: axes, and shapes."""
+        self.constants.append(numpy_helper.from_array(np.array(array, np.int64), name))
         return name
 
     def __call__(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
@@ -97,19 +103,20 @@ _ACTIVATIONS: dict[str, Callable[[_Graph, str], str]] = {
 def policy_graph(model: ActorCritic) -> onnx.ModelProto:
     """The deterministic policy, its normaliser included.
 
-    Inputs are `obs` `(batch, observation)` and, where the policy has a memory, `memory` `(batch, memory)`; outputs are
-    `action` `(batch, action)` and `memory_out`. All are float32, and the batch may have any size.
+    Inputs are `obs` `(batch, observation)`; where the policy sees, `depth` `(batch, height, width)`; where it has a
+    memory, `memory` `(batch, memory)`. Outputs are `action` `(batch, action)` and `memory_out`. All are float32, and
+    the batch may have any size.
     """
-    graph = _Graph()
-    features, size = "obs", model.policy.layers[0].in_features
-    inputs, outputs = [], [_array("action", model.action_size)]
-    if model.memory is not None:
-        size = model.memory.in_features
-        inputs.append(_array("memory", model.memory_size))
-        outputs.append(_array("memory_out", model.memory_size))
-    inputs.insert(0, _array("obs", size))
+    graph, features = _Graph(), "obs"
+    inputs, outputs = [_array("obs", observed_size(model))], [_array("action", model.action_size)]
     if model.normalizer is not None:
         features = _normalize(graph, model.normalizer, features)
+    if model.depth_encoder is not None:
+        inputs.append(_array("depth", *model.depth_encoder.sight.shape))
+        features = graph("Concat", features, _see(graph, model.depth_encoder, "depth"), axis=-1)
+    if model.memory is not None:
+        inputs.append(_array("memory", model.memory_size))
+        outputs.append(_array("memory_out", model.memory_size))
     if model.memory is not None:
         features = _remember(graph, model.memory, features, "memory", "memory_out")
     squashed = model.log_std is None
@@ -152,11 +159,33 @@ def _remember(graph: _Graph, cell: nnx.GRUCell, x: str, memory: str, output: str
     return graph("Add", fresh, kept, output=output)
 
 
+def _see(graph: _Graph, encoder: DepthEncoder, depth: str) -> str:
+    """Depth (m) to features. ONNX has channels before pixels, the encoder behind them."""
+    far, activate = graph.constant(encoder.sight.far, "depth_far"), _activation(encoder.activation)
+    known = graph("Where", graph("IsNaN", depth), far, depth)
+    scaled = _clip(0, 1)(graph, graph("Div", known, far))
+    x = graph("Unsqueeze", scaled, graph.integers([1], "depth_channel"))
+    for index, layer in enumerate(encoder.convolutions):
+        x = activate(graph, _convolve(graph, layer, x, f"convolution_{index}"))
+    flat = graph("Flatten", graph("Transpose", x, perm=[0, 2, 3, 1]), axis=1)
+    return activate(graph, _linear(graph, encoder.dense, flat, "depth_features"))
+
+
+def _convolve(graph: _Graph, layer: Convolution, x: str, name: str) -> str:
+    kernel = graph.constant(jax.device_get(layer.kernel[...]).transpose(3, 2, 0, 1), f"{name}_kernel")
+    bias = graph.constant(jax.device_get(layer.bias[...]), f"{name}_bias")
+    return graph("Conv", x, kernel, bias, kernel_shape=[KERNEL, KERNEL], strides=[STRIDE, STRIDE], pads=[PADDING] * 4)
+
+
+def _activation(function: Callable[..., Any]) -> Callable[[_Graph, str], str]:
+    return _ACTIVATIONS[next(name for name in ACTIVATIONS if getattr(nnx, name) is function)]
+
+
 def _mlp(graph: _Graph, mlp: MLP, x: str, columns: int, output: str) -> str:
-    name = next(name for name in ACTIVATIONS if getattr(nnx, name) is mlp.activation)
+    activate = _activation(mlp.activation)
     *hidden, last = mlp.layers
     for index, layer in enumerate(hidden):
-        x = _ACTIVATIONS[name](graph, _linear(graph, layer, x, f"layer_{index}"))
+        x = activate(graph, _linear(graph, layer, x, f"layer_{index}"))
     return _linear(graph, last, x, f"layer_{len(hidden)}", columns, output)
 
 
@@ -170,5 +199,5 @@ def _linear(graph: _Graph, layer: nnx.Linear, x: str, name: str, columns: int | 
     )
 
 
-def _array(name: str, size: int) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+def _array(name: str, *shape: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])

@@ -16,6 +16,7 @@ from galvanax.envs.legged.settings import Commands
 from galvanax.errors import ConfigError, DataError, nearest
 from galvanax.networks.actor_critic import ActorCritic
 from galvanax.rendering.trajectory_npz import MotionClip
+from galvanax.tasks.seen_environment import as_seen_by
 
 # Where the noise of a stochastic policy branches off an episode's key. Small numbers are what `split` in `reset` uses.
 _NOISE = 0x6E6F6973
@@ -253,7 +254,8 @@ def _play(
     conditioning: tuple[str, ...],
 ) -> Episodes:
     model: ActorCritic = nnx.merge(structure, weights)
-    reset, step = jax.vmap(env.value.reset), jax.vmap(env.value.step)
+    seen = as_seen_by(env.value, model)
+    reset, step = jax.vmap(seen.reset), jax.vmap(seen.step)
     noise_keys = jax.vmap(lambda key, index: jax.random.fold_in(jax.random.fold_in(key, _NOISE), index), (0, None))
     count = keys.shape[0]
 

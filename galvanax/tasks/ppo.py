@@ -16,12 +16,15 @@ from galvanax.envs.auto_reset import AutoReset
 from galvanax.envs.symmetry import Symmetry
 from galvanax.errors import ConfigError, nearest
 from galvanax.networks.actor_critic import ActorCritic
+from galvanax.networks.depth_encoder import Sight
 from galvanax.rendering.trajectory_npz import MotionClip
 from galvanax.settings import check_choice, check_counts, check_ranges, check_widths
 from galvanax.tasks.gae import generalized_advantages
 from galvanax.tasks.policy_rollout import record_motion
 from galvanax.tasks.ppo_loss import LossWeights, Minibatch, mirror_minibatch, ppo_loss
 from galvanax.tasks.ppo_rollout import Transitions, collect, episode
+from galvanax.tasks.ppo_vision import Seers, check_judged, depth_of, who_sees
+from galvanax.tasks.seen_environment import as_seen, as_seen_by
 from galvanax.tasks.task import Metrics, Task
 from galvanax.trainer.data_axis import (
     DATA,
@@ -103,8 +106,15 @@ class PPOTask(Task):
       symmetry: use the robot's mirror symmetry: `"augment"` the data, add a `"loss"`, or not. The environment must
         have a `symmetry`.
       symmetry_coef: weight of the mirror loss.
+      vision: which networks see `obs["depth"]`, each by convolutions of its own: `"actor"`, `"critic"`, `"both"` or
+        `"none"`. By default (`"auto"`) the actor, and the critic where it has no `privileged_state`.
+      vision_channels: of each convolution, 3x3 with stride 2.
+      vision_features: what an image becomes, beside the other observations.
+      depth_range: the depth (m) that counts as far; by default the `max_distance` of the environment's `vision`.
       observation_size: filled in by `setup`.
       action_size: filled in by `setup`.
+      depth_shape: filled in by `setup`.
+      depth_far: filled in by `setup`.
     """
 
     totals: ClassVar[tuple[str, ...]] = ("env_steps", "episodes")
@@ -132,8 +142,14 @@ class PPOTask(Task):
     memory_size: int = 0
     symmetry: SymmetryUse = "none"
     symmetry_coef: float = 0.5
+    vision: Seers = "auto"
+    vision_channels: tuple[int, ...] = (16, 32)
+    vision_features: int = 64
+    depth_range: float | None = None
     observation_size: tyro.conf.Suppress[dict[str, int]] = dataclasses.field(default_factory=dict)
     action_size: tyro.conf.Suppress[int] = 0
+    depth_shape: tyro.conf.Suppress[tuple[int, ...]] = ()
+    depth_far: tyro.conf.Suppress[float] = 0.0
     # What `setup` takes from the data module: no hyperparameter, so it is neither compared nor stored.
     environments: tyro.conf.Suppress[Any] = dataclasses.field(
         default=None, repr=False, compare=False, metadata={"stored": False}
@@ -155,6 +171,9 @@ class PPOTask(Task):
                 f"EnvironmentDataModule.num_envs={datamodule.num_envs} is no multiple of PPOTask.num_minibatches="
                 f"{self.num_minibatches}. Nearest: {near}."
             )
+        sizes = _observation_sizes(env)
+        depth_shape, depth_far = depth_of(env, self.vision, self.depth_range)
+        check_judged(datamodule.eval_env, depth_shape)
         if self.symmetry != "none":
             if getattr(env, "symmetry", None) is None:
                 raise ConfigError(
@@ -162,11 +181,22 @@ class PPOTask(Task):
                 )
             if self.memory_size:
                 raise ConfigError('PPOTask.symmetry needs a policy without memory: memory_size=0, or symmetry="none".')
-        sizes = _observation_sizes(env)
+            if "actor" in who_sees(self.vision, sizes, depth_shape):
+                raise ConfigError(
+                    f"PPOTask.symmetry={self.symmetry!r} needs an actor that doesn't see: an image's mirror image is "
+                    'not known. vision="critic" or "none", or symmetry="none".'
+                )
         check_counts(env, "action_size")
-        training = AutoReset(env, datamodule.max_episode_length, stagger=True)
-        environments = (training, datamodule.eval_env, datamodule.num_envs)
-        return dataclasses.replace(self, observation_size=sizes, action_size=env.action_size, environments=environments)
+        task = dataclasses.replace(
+            self,
+            observation_size=sizes,
+            action_size=env.action_size,
+            depth_shape=depth_shape,
+            depth_far=depth_far,
+        )
+        seen = as_seen(env, task._sight_of("actor") or task._sight_of("critic"))
+        training = AutoReset(seen, datamodule.max_episode_length, stagger=True)
+        return dataclasses.replace(task, environments=(training, datamodule.eval_env, datamodule.num_envs))
 
     def build_model(self, rngs: nnx.Rngs) -> ActorCritic:
         """Policy, value function and normalisers."""
@@ -180,8 +210,16 @@ class PPOTask(Task):
             initial_std=self.initial_std,
             memory_size=self.memory_size,
             normalize=self.normalize_observations,
+            actor_sight=self._sight_of("actor"),
+            critic_sight=self._sight_of("critic"),
             rngs=rngs,
         )
+
+    def _sight_of(self, who: str) -> Sight | None:
+        if who not in who_sees(self.vision, self.observation_size, self.depth_shape):
+            return None
+        height, width = self.depth_shape
+        return Sight((height, width), self.depth_far, tuple(self.vision_channels), self.vision_features)
 
     def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
         """Adam. Its rate and the entropy bonus's weight are in its state, where schedules and `adapt_rate` set them."""
@@ -240,7 +278,9 @@ class PPOTask(Task):
         """One whole episode of the deterministic policy in the evaluation environment, for each example."""
         assert isinstance(model, ActorCritic)
         training, env, _ = self.environments
-        return episode(env, model, jax.random.fold_in(rng, batch["episode"][0]), training.episode_length)
+        return episode(
+            as_seen_by(env, model), model, jax.random.fold_in(rng, batch["episode"][0]), training.episode_length
+        )
 
     def predict(self, model: nnx.Module, batch: Any, rng: jax.Array) -> jax.Array:
         """The deterministic action `(batch, action_size)` at each observation of the batch; a memory starts empty."""
@@ -286,9 +326,9 @@ class PPOTask(Task):
         return f"All observations and rewards were finite: lower {', '.join(lower)}, or clip the gradients."
 
     def _check_settings(self) -> None:
-        check_counts(self, "unroll_length", "num_epochs", "num_minibatches")
+        check_counts(self, "unroll_length", "num_epochs", "num_minibatches", "vision_features")
         check_counts(self, "memory_size", least=0)
-        check_widths(self, "policy_hidden", "value_hidden")
+        check_widths(self, "policy_hidden", "value_hidden", "vision_channels")
         check_ranges(
             self,
             learning_rate="[0, inf)",
@@ -300,6 +340,7 @@ class PPOTask(Task):
             final_entropy_coef="(-inf, inf)",
             reward_scaling="(-inf, inf)",
             symmetry_coef="[0, inf)",
+            depth_range="(0, inf)",
         )
         if self.reward_scaling == 0:
             raise ConfigError("PPOTask.reward_scaling=0: nothing would be learned; expected another number, such as 1.")
@@ -307,6 +348,7 @@ class PPOTask(Task):
             raise ConfigError(f"PPOTask.desired_kl={self.desired_kl}: expected a number in (0, inf), such as 0.01.")
         check_choice(self, "learning_rate_schedule", get_args(Schedule))
         check_choice(self, "symmetry", get_args(SymmetryUse))
+        check_choice(self, "vision", get_args(Seers))
 
     def _check_devices(self, shards: int) -> None:
         num_envs, multiple = self.environments[2], self.num_minibatches * shards
@@ -476,7 +518,7 @@ def _finite(tree: Any) -> jax.Array:
 
 
 def _observation_sizes(env: Any) -> dict[str, int]:
-    """Lengths of what the policy sees, and the value function. Images pass by: both see vectors."""
+    """Lengths of the vectors that the policy sees, and the value function."""
     size, kind = env.observation_size, type(env).__name__
     if not isinstance(size, Mapping):
         return {"state": _length(size, f"{kind}.observation_size")}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 from flax import nnx
@@ -21,6 +22,7 @@ from galvanax.envs.height_scan import HeightScan
 from galvanax.envs.legged.g1 import G1
 from galvanax.envs.legged.go2 import Go2
 from galvanax.networks.actor_critic import ActorCritic
+from galvanax.networks.depth_encoder import Sight
 from galvanax.networks.mlp import ACTIVATIONS
 from galvanax.tasks.policy_export import export_onnx, export_stablehlo, policy_metadata
 
@@ -119,6 +121,59 @@ def test_a_memory_over_fifty_steps(tmp_path, name):
         wanted, ours = act(model, obs, ours)
         np.testing.assert_allclose(action, wanted, atol=TOLERANCE, rtol=0)
         np.testing.assert_allclose(memory, ours, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.behaviour("reports 19")
+@pytest.mark.parametrize("memory_size", [0, 8])
+def test_a_policy_that_sees(tmp_path, memory_size):
+    """Depth in metres is the second input: beyond the range, unknown, of an odd height, for any batch."""
+    model = ActorCritic(
+        {"state": 5},
+        2,
+        policy_hidden=(16,),
+        value_hidden=(8,),
+        memory_size=memory_size,
+        actor_sight=Sight((15, 8), 4.0, (4, 6), 7),
+        critic_sight=Sight((15, 8), 4.0, (3,), 2),
+        rngs=nnx.Rngs(0),
+    )
+    rng = np.random.default_rng(0)
+    for convolution in model.depth_encoder.convolutions:
+        convolution.bias[...] = jnp.asarray(rng.normal(size=convolution.bias.shape), jnp.float32)
+    model.update_statistics({"state": jnp.asarray(rng.normal(3, 2, size=(100, 5)), jnp.float32)})
+    arrays = {"obs": rng.normal(size=(9, 5)), "depth": rng.uniform(-1, 6, size=(9, 15, 8))}
+    arrays["depth"][0, 3] = np.nan
+    if memory_size:
+        arrays["memory"] = np.tanh(rng.normal(size=(9, memory_size)))
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    seen = {"state": jnp.asarray(arrays["obs"]), "depth": jnp.asarray(arrays["depth"])}
+    wanted = np.asarray(model.act(seen, jnp.asarray(arrays.get("memory", np.zeros((9, 0)))))[0].mode())
+    blank = model.act({**seen, "depth": 0 * seen["depth"]}, model.initial_memory(9))[0].mode()
+    assert np.abs(wanted - blank).max() > 1e-2  # it does look
+
+    path = export_onnx(tmp_path / "policy.onnx", model)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in session.get_inputs()] == list(arrays)
+    call = open_jax(export_stablehlo(tmp_path / "policy.jax", model))
+    for rows in (1, 9):
+        part = {name: array[:rows] for name, array in arrays.items()}
+        np.testing.assert_allclose(session.run(["action"], part)[0], wanted[:rows], atol=TOLERANCE)
+        np.testing.assert_allclose(call(*part.values())[0], wanted[:rows], atol=TOLERANCE)
+    about = json.loads((tmp_path / "policy.onnx.json").read_text())
+    assert about["inputs"]["depth"] == ["batch", 15, 8]
+    assert about["depth_range"] == 4.0
+
+
+def test_metadata_of_a_camera():
+    about = policy_metadata(gx.envs.load("ledge"))["camera"]
+    assert (about["width"], about["height"], about["max_distance"], about["fovy"]) == (8, 16, 5.0, 70.0)
+    assert about["body"] == "cart"
+    assert about["position"] == pytest.approx([-0.2, 0, 0.5])
+    # A camera looks along its -z: here 35 degrees down, ahead.
+    turn = np.zeros(9)
+    mujoco.mju_quat2Mat(turn, np.array(about["quaternion"]))
+    angle = np.radians(35)
+    np.testing.assert_allclose(-turn.reshape(3, 3)[:, 2], [np.cos(angle), 0, -np.sin(angle)], atol=1e-4)
 
 
 def test_before_anything_was_observed(tmp_path):

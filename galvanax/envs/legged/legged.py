@@ -165,12 +165,7 @@ class LeggedEnvironment(MJXEnvironment):
                 f"Randomization.action_delay={delay} s: expected at most one control step, {self.control_dt} s."
             )
         if self.vision is not None:
-            self.vision.camera_id(self.mj_model)
-            if self.vision.backend != "rays":
-                raise ConfigError(
-                    f"{type(self).__name__}.vision: one environment sees by rays. Vision.backend="
-                    f"{self.vision.backend!r} draws a whole batch at once: use Vision.batch_renderer on its states."
-                )
+            self.vision.check_for_one(self.mj_model, f"{type(self).__name__}.vision")
         unknown = [name for name in vars(self.rewards) if name not in self.reward_terms]
         if unknown:
             raise ConfigError(f"{type(self).__name__}.rewards names {unknown[0]!r}, which is no term of reward_terms.")
@@ -451,9 +446,7 @@ class LeggedEnvironment(MJXEnvironment):
             return obs
         together = {"state": obs}
         if self.vision is not None:
-            # Poses of now: those in the data are of before the last substep.
-            posed = mjx.com_pos(self.mjx_model, mjx.kinematics(self.mjx_model, data))
-            together["depth"] = self.vision.depth(self.mjx_model, mjx.camlight(self.mjx_model, posed))
+            together["depth"] = self.vision.depth_now(self.mjx_model, data)
         if not self.privileged:
             return together
         more = [parts["lin_vel"], clean] + ([parts["height_scan"]] if self.height_scan is not None else [])
