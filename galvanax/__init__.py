@@ -35,6 +35,9 @@ from galvanax.errors import (
     RunDirError,
 )
 from galvanax.experiments.experiment import Experiment
+from galvanax.identification.identification import Identification
+from galvanax.identification.identify import identify
+from galvanax.identification.parameters import set_parameters
 from galvanax.physics.collect import collect_random_rollouts
 from galvanax.runs.checkpoint import Checkpoint
 from galvanax.runs.export import export_safetensors
@@ -81,6 +84,7 @@ __all__ = [
     "GalvanaxError",
     "GradientAccumulation",
     "GradientClipping",
+    "Identification",
     "Minutes",
     "ModelSummary",
     "MotionDataModule",
@@ -113,10 +117,12 @@ __all__ = [
     "export_onnx",
     "export_safetensors",
     "export_stablehlo",
+    "identify",
     "networks",
     "physics",
     "policy_metadata",
     "read_trajectories",
     "rendering",
+    "set_parameters",
     "split_dataset",
 ]
