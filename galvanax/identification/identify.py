@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 
@@ -27,7 +28,7 @@ from galvanax.identification.logs import (
 from galvanax.identification.parameters import DELAY, Parameter, find_parameters, set_parameters, with_friction
 from galvanax.identification.residuals import Problem, controls_to_actions
 from galvanax.physics.models import load_model
-from galvanax.physics.system import MJXSystem
+from galvanax.physics.system import MJXSystem, System
 
 LEAD = 4  # control steps of delay, where nothing is said
 ROUNDS = 3  # of the noise's estimate
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def identify(
-    model: MJXSystem | mujoco.MjModel | str | Path,
+    model: System | mujoco.MjModel | str | Path,
     trajectories: Logs,
     parameters: Sequence[str],
     *,
@@ -136,7 +137,7 @@ def identify(
     )
 
 
-def _system(model: MJXSystem | mujoco.MjModel | str | Path, dt: float) -> tuple[MJXSystem, bool]:
+def _system(model: System | mujoco.MjModel | str | Path, dt: float) -> tuple[MJXSystem, bool]:
     """The system, and whether its logs hold controls rather than its own actions."""
     controls = isinstance(model, str | Path | mujoco.MjModel)
     if isinstance(model, str | Path):
@@ -222,7 +223,7 @@ def _estimate(problem: Problem, found: Fit) -> dict[str, Any]:
         [1.0 if p.positive else max(abs(x), p.initial / p.scale, 1.0) for p, x in zip(parameters, found.x, strict=True)]
     )
     lost = (np.abs(vectors[:, ~told]) > SHARE).any(1) | (error > known)
-    numbers = problem.values(found.x)
+    numbers = np.asarray(problem.values(jnp.asarray(found.x)), np.float64)
     units = np.array([abs(n) if p.positive else p.scale for p, n in zip(parameters, numbers, strict=True)])
     error = np.where(lost, np.inf, error * units)
     root = np.sqrt(np.diag(inverse))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from galvanax.errors import DataError
 from galvanax.identification.residuals import Problem, Residuals
 
 # Of the information matrix with a diagonal of ones. Jacobians in float32 have some 5 digits, their squares 10.
@@ -62,10 +63,19 @@ def fit(problem: Problem, x: np.ndarray, starts: np.ndarray, noise: np.ndarray, 
       starts: `(windows, 2 nv)`.
       noise: `(2 nv,)`.
       most: iterations.
+
+    Raises:
+      DataError: simulated with the guess, the windows leave the finite numbers.
     """
     low, high = problem.bounds
     at, damping, done = problem.residuals(x, starts, noise), 1e-3, False
     cost, iteration = _cost(at), 0
+    if not np.isfinite(cost):
+        bad = int(np.argmax(~np.isfinite(at.value).all(axis=1) | ~np.isfinite(at.by_parameter).all(axis=(1, 2))))
+        raise DataError(
+            f"identify: window {bad} of {len(at.value)}, simulated with the initial parameters, doesn't stay finite; "
+            "expected a model that is nearer to what was logged, or a shorter horizon."
+        )
     for iteration in range(1, most + 1):
         reduced = reduce(at)
         change = np.clip(x + _step(reduced, x, low, high, damping, problem), low, high) - x

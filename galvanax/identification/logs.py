@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from galvanax.datamodules.trajectory_files import read_trajectories
@@ -129,7 +130,8 @@ def check_horizon(horizon: int, most: int) -> None:
 
 def row_differences(logs: Sequence[Trajectory], system: MJXSystem) -> list[np.ndarray]:
     """For each log, how far a row is from the one before, as `state_difference` has it: `(rows - 1, 2 nv)`."""
-    return [np.asarray(state_difference(system, log.states[1:], log.states[:-1]), np.float64) for log in logs]
+    states = [jnp.asarray(log.states) for log in logs]
+    return [np.asarray(state_difference(system, one[1:], one[:-1]), np.float64) for one in states]
 
 
 def estimate_noise(steps: Sequence[np.ndarray]) -> np.ndarray:

@@ -16,7 +16,8 @@ from galvanax.physics.derived_constants import refresh_constants
 from galvanax.physics.quiet_mjx import mjx
 
 DELAY = "action_delay"
-# MJX drops a joint's friction when it compiles a model without any.
+# MJX leaves out the friction of joints that have none when it takes the model; and a limit of exactly 0, put in later,
+# would lock the joint: between its ends, where the solver sees a spring, nothing is left.
 LEAST_FRICTION = 1e-6
 _SCALAR = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
 
@@ -32,6 +33,7 @@ class Parameter:
       initial: its value in the model.
       positive: it keeps its sign and is fitted in log space; otherwise it is 0 or more and fitted as it is.
       scale: of what is fitted as it is: about how much of it shows in the motion.
+      least: of what is fitted as it is.
     """
 
     path: str
@@ -40,6 +42,7 @@ class Parameter:
     initial: float
     positive: bool
     scale: float = 1.0
+    least: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,7 @@ class _Field:
       put: the changed arrays of a model, given places and their new numbers; for MuJoCo's and MJX's models alike.
       positive: see `Parameter`.
       scale: see `Parameter`; as many as `read` gives.
+      least: see `Parameter`.
     """
 
     names: Callable[[mujoco.MjModel], dict[int, str]]
@@ -59,6 +63,7 @@ class _Field:
     put: Callable[[Any, np.ndarray, Any], dict[str, Any]]
     positive: bool = True
     scale: Callable[[mujoco.MjModel], np.ndarray] | None = None
+    least: float = 0.0
 
 
 def _set(array: Any, places: Any, values: Any) -> Any:
@@ -127,21 +132,24 @@ def _put_geom_friction(model: Any, places: np.ndarray, values: Any) -> dict[str,
     return {"geom_friction": _set(model.geom_friction, (places, 0), values)}
 
 
-def _plain(field: str, names: Callable[[mujoco.MjModel], dict[int, str]], per_inertia: float) -> _Field:
+def _plain(
+    field: str, names: Callable[[mujoco.MjModel], dict[int, str]], per_inertia: float, least: float = 0.0
+) -> _Field:
     """A field whose numbers are not negative; `per_inertia` of it, for each unit of the joint's inertia, shows."""
     return _Field(
         names,
-        lambda model: getattr(model, field),
+        lambda model: np.maximum(getattr(model, field), least),
         lambda model, places, values: {field: _set(getattr(model, field), places, values)},
         positive=False,
         scale=lambda model: per_inertia * model.dof_M0[model.jnt_dofadr if field.startswith("jnt") else slice(None)],
+        least=least,
     )
 
 
 FIELDS: dict[str, _Field] = {
     "body_mass": _Field(_bodies, lambda model: model.body_mass, _put_mass),
     "dof_damping": _plain("dof_damping", _joints, 1.0),  # 1/s
-    "dof_frictionloss": _plain("dof_frictionloss", _joints, 1.0),  # rad/s²
+    "dof_frictionloss": _plain("dof_frictionloss", _joints, 1.0, LEAST_FRICTION),  # rad/s²
     "dof_armature": _plain("dof_armature", _joints, 1.0),
     "jnt_stiffness": _plain("jnt_stiffness", _springs, 10.0),  # 1/s²
     "actuator_gain": _Field(_actuators, lambda model: model.actuator_gainprm[:, 0], _put_gain),
@@ -237,9 +245,9 @@ def _all(model: mujoco.MjModel) -> list[Parameter]:
         values = field.read(model)
         scales = np.ones(len(values)) if field.scale is None else field.scale(model)
         for place, item in field.names(model).items():
+            # What has no inertia at all has a scale all the same.
+            scale = float(scales[place]) or 1.0
             found.append(
-                Parameter(
-                    f"{name}/{item}", name, place, float(values[place]), field.positive, float(scales[place]) or 1.0
-                )
+                Parameter(f"{name}/{item}", name, place, float(values[place]), field.positive, scale, field.least)
             )
     return found

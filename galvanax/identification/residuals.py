@@ -52,16 +52,15 @@ class Problem:
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest `x`, `(parameters,)` each."""
-        low = [-np.inf if p.positive else -p.initial / p.scale for p in self.parameters]
+        low = [-np.inf if p.positive else (p.least - p.initial) / p.scale for p in self.parameters]
         high = [self.lead if p.path == DELAY else np.inf for p in self.parameters]
         return np.array(low, float), np.array(high, float)
 
-    def values(self, x: np.ndarray | jax.Array) -> jax.Array | np.ndarray:
+    def values(self, x: jax.Array) -> jax.Array:
         """The parameters `(parameters,)`, in their units."""
         positive = np.array([p.positive for p in self.parameters])
         initial, scale = (np.array([getattr(p, name) for p in self.parameters]) for name in ("initial", "scale"))
-        xp = np if isinstance(x, np.ndarray) else jnp
-        return xp.where(positive, initial * xp.exp(xp.where(positive, x, 0)), initial + scale * x)
+        return jnp.where(positive, initial * jnp.exp(jnp.where(positive, x, 0)), initial + scale * x)
 
     def residuals(self, x: np.ndarray, starts: np.ndarray, noise: np.ndarray) -> Residuals:
         """Simulates every window, and differentiates by everything that is fitted."""
