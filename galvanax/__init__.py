@@ -37,6 +37,9 @@ from galvanax.errors import (
 from galvanax.experiments.experiment import Experiment
 from galvanax.experiments.registry import load_experiment
 from galvanax.experiments.tuning import Choice, Range, Tuning, tune
+from galvanax.identification.identification import Identification
+from galvanax.identification.identify import identify
+from galvanax.identification.parameters import set_parameters
 from galvanax.physics.collect import collect_random_rollouts
 from galvanax.runs.checkpoint import Checkpoint
 from galvanax.runs.export import export_safetensors
@@ -84,6 +87,7 @@ __all__ = [
     "GalvanaxError",
     "GradientAccumulation",
     "GradientClipping",
+    "Identification",
     "Minutes",
     "ModelSummary",
     "MotionDataModule",
@@ -118,12 +122,14 @@ __all__ = [
     "export_onnx",
     "export_safetensors",
     "export_stablehlo",
+    "identify",
     "load_experiment",
     "networks",
     "physics",
     "policy_metadata",
     "read_trajectories",
     "rendering",
+    "set_parameters",
     "split_dataset",
     "tune",
 ]

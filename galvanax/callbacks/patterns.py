@@ -13,13 +13,14 @@ def check_patterns(field: str, patterns: Sequence[str]) -> None:
         raise ConfigError(f'{field}={patterns!r}: expected a tuple of patterns, such as ("layers/0/*",).')
 
 
-def matching(field: str, patterns: Sequence[str], paths: Collection[str]) -> set[str]:
+def matching(field: str, patterns: Sequence[str], paths: Collection[str], what: str = "arrays") -> set[str]:
     """The paths that any of the patterns matches.
 
     Args:
       field: whose patterns they are, for the error.
       patterns: as in a shell, with `*` for any characters, slashes included.
       paths: of the model's arrays.
+      what: the paths name, for the error.
 
     Raises:
       ConfigError: a pattern matches none; names the nearest paths.
@@ -30,7 +31,7 @@ def matching(field: str, patterns: Sequence[str], paths: Collection[str]) -> set
         if not matched:
             near = difflib.get_close_matches(pattern, sorted(paths), n=3, cutoff=0.0)
             raise ConfigError(
-                f"{field} has the pattern {pattern!r}, which matches none of the model's {len(paths)} arrays. "
+                f"{field} has the pattern {pattern!r}, which matches none of the model's {len(paths)} {what}. "
                 f"Nearest: {', '.join(near)}."
             )
         found.update(matched)

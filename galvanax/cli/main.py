@@ -28,6 +28,8 @@ USAGE = """usage: galvanax COMMAND ...
       trajectories of a flow-matching run, as data
   simulate SYSTEM --output DIR [flags]
       write CSV logs of a system's random motion
+  identify SYSTEM --data LOGS --parameters PATTERN ... [--output FILE.json]
+      fit masses, friction, gains, delay to logs
   render SOURCE [--output DIR] [--camera NAME] [flags]
       film, contact sheet, web page of a trajectory or model
   list
@@ -73,6 +75,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
     from galvanax.cli.evaluate import evaluate
     from galvanax.cli.export import export
     from galvanax.cli.fit import fit
+    from galvanax.cli.identify import identify
     from galvanax.cli.play import play
     from galvanax.cli.render import render
     from galvanax.cli.sample import sample
@@ -88,6 +91,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
         "collect": collect,
         "sample": sample,
         "simulate": simulate,
+        "identify": identify,
         "render": render,
         "list": _list,
     }
