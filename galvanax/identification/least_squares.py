@@ -11,6 +11,7 @@ from galvanax.identification.residuals import Problem, Residuals
 # Of the information matrix with a diagonal of ones. Jacobians in float32 have some 5 digits, their squares 10.
 LEAST_EIGENVALUE = 1e-8
 CONVERGED = 1e-6  # of the cost
+LARGEST_DAMPING = 1e6
 LARGEST_STEP = 1.0  # of a logarithm: a factor of e
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ def fit(problem: Problem, x: np.ndarray, starts: np.ndarray, noise: np.ndarray, 
     for iteration in range(1, most + 1):
         reduced = reduce(at)
         change = np.clip(x + _step(reduced, x, low, high, damping, problem), low, high) - x
-        moved = _follow(at, change, starts.shape)
+        # Marquardt's damping of the starts, by their own Hessian: else a kink (stick and slip) could refuse every step.
+        moved = _follow(at, change, starts.shape) / (1 + damping)
         predicted = _predict(at, change, moved)
         if cost - predicted < CONVERGED * cost:
             done = True
@@ -92,7 +94,7 @@ def fit(problem: Problem, x: np.ndarray, starts: np.ndarray, noise: np.ndarray, 
             damping = max(damping / 10, 1e-9)
         else:
             damping *= 10
-            if damping > 1e8:  # no step helps: the rest is rounding
+            if damping > LARGEST_DAMPING:  # no step helps: the rest is rounding
                 done = True
                 break
     return Fit(x, starts, at, iteration, done)
