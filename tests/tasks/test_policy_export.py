@@ -123,7 +123,6 @@ def test_a_memory_over_fifty_steps(tmp_path, name):
         np.testing.assert_allclose(memory, ours, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.behaviour("reports 19")
 @pytest.mark.parametrize("memory_size", [0, 8])
 def test_a_policy_that_sees(tmp_path, memory_size):
     """Depth in metres is the second input: beyond the range, unknown, of an odd height, for any batch."""

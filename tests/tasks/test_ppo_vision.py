@@ -158,6 +158,7 @@ def test_none_is_made_where_nobody_looks():
     assert 32 * 9 < made["critic"] <= 32 * 9 + 8 * 32
 
 
+@pytest.mark.slow
 def test_rays_are_not_compiled_where_nobody_looks():
     """Of the true environment: as much arithmetic as without its camera."""
     env, flops = gx.envs.load("ledge"), {}
@@ -177,6 +178,7 @@ def test_rays_are_not_compiled_where_nobody_looks():
 # The same run
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_sees_is_the_same_run(tmp_path):
     whole, _ = fit(task_of(memory_size=3), Wall(ends=4), 3)
     saved = {"run_dir": tmp_path / "run", "callbacks": [gx.Checkpoint()]}
