@@ -69,7 +69,7 @@ class Life:
         known = [line for line in self.said if line in ("start", "steps", "validation", "end", "bye")]
         return known[-1] if known else "import"
 
-    def wait_for(self, line: str, seconds: float = 120.0) -> None:
+    def wait_for(self, line: str, seconds: float = 600.0) -> None:
         """Returns once the child has printed a line that begins so; fails when it ends without."""
         deadline = time.monotonic() + seconds
         while not any(said.startswith(line) for said in self.said):

@@ -134,7 +134,7 @@ class Nursery:
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         group = self._groups[name] = Group(self, [], logs)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not group.pids:
             assert time.monotonic() < deadline, "the nursery has not forked"
             self.listen(group)

@@ -105,7 +105,7 @@ LARGE = 2**31 - 1  # the greatest number of int32
     [
         (np.array([[1], [2]]), np.array([[0.9], [2.7]]), ["dtype float64", "held as int32", ".astype("]),
         (ONES, ONES * 1j, ["dtype complex64", "held as float32"]),
-        (ONES.astype(np.float16), ONES, ["dtype float32", "held as float16"]),
+        (ONES.astype(jnp.bfloat16), ONES, ["dtype float32", "held as bfloat16"]),
         (ONES > 0, ONES.astype(int), ["dtype int64", "held as bool"]),
         (ONES.astype(np.uint8), np.array([[300], [1]]), ["300", "uint8", "0 to 255", ".astype("]),
         (ONES.astype(np.uint8), np.array([[-1], [1]]), ["-1", "uint8", "0 to 255"]),
