@@ -70,7 +70,7 @@ def test_rewards_and_falls(start, step):
 
 
 def test_the_edge_is_anywhere_in_its_range_and_stays(env, start, step):
-    edges = np.asarray(jax.vmap(env.reset)(jax.random.split(jax.random.key(1), 300)).data.qpos[:, 1])
+    edges = np.asarray(jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), 300)).data.qpos[:, 1])
     assert 1.0 <= edges.min() < 1.1 < 2.9 < edges.max() <= 3.0
     state = start
     for _ in range(10):

@@ -184,7 +184,7 @@ def test_a_resumed_run_that_sees_is_the_same_run(tmp_path):
     saved = {"run_dir": tmp_path / "run", "callbacks": [gx.Checkpoint()]}
     data = data_of(Wall(ends=4), num_envs=32, num_eval_episodes=40)
     gx.Trainer(max_steps=2, **saved).fit(task_of(memory_size=3), data)
-    resumed = gx.Trainer(max_steps=3, resume="auto", **saved).fit(task_of(memory_size=3), data)
+    resumed = gx.Trainer(max_steps=3, **saved).fit(task_of(memory_size=3), data, resume="auto")
     assert_same_bits(whole.state, resumed.state)
     task, model = PPOTask.load(tmp_path / "run")
     assert (task.depth_shape, task.depth_far) == ((4, 6), FAR)
