@@ -173,6 +173,7 @@ def test_a_controller_simulates_with_our_dynamics(hydrax, floating, told):
     np.testing.assert_allclose(after.mean, mean, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_learned_model_under_a_controller(hydrax):
     """What the controller sees is where the network says that the poles go; its steps are those of the network."""
     model = load_model("double-cart-pole")

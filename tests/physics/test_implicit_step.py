@@ -191,6 +191,7 @@ def test_other_cones_and_integrators(xml, state):
     assert all_finite(jacobians(inputs_of((touching, np.zeros(model.nv), np.zeros(model.nu)))))
 
 
+@pytest.mark.slow
 def test_an_unfinished_solution_keeps_its_residual():
     """After one iteration forces don't balance; the gradient is that of the step with what is missing as a force."""
     model, exact = (leg(iterations, flag='eulerdamp="disable"') for iterations in (1, 30))

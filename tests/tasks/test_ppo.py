@@ -747,7 +747,9 @@ def test_another_seed_is_another_run(learned):
 # What goes wrong
 
 
-@pytest.mark.parametrize(("kind", "unroll_length"), [("nan_reward", 4), ("nan_obs", 4), ("nan_obs", 1)])
+@pytest.mark.parametrize(
+    ("kind", "unroll_length"), [("nan_reward", 4), pytest.param("nan_obs", 4, marks=pytest.mark.slow), ("nan_obs", 1)]
+)
 def test_an_environment_that_turns_nan_is_named(learned, kind, unroll_length):
     """With one step an iteration the observation is the rollout's last, which no policy sees."""
     goals = learned[4].start.carry.envs.pipeline_state["goal"]  # the same at the start of every run of this seed
@@ -764,6 +766,7 @@ def test_a_loss_that_explodes_is_not_the_environments_fault():
         fit(small(learning_rate=1e25), steps=4)
 
 
+@pytest.mark.slow
 def test_settings_that_explode_are_not_the_environments_fault():
     """Unbounded actions that no environment can bear, and rewards beyond what float32 holds."""
 

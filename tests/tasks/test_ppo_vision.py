@@ -145,6 +145,7 @@ def test_an_image_for_each_state_and_no_more():
     assert {bool(one[2]) for one in made} == {True, False}
 
 
+@pytest.mark.slow
 def test_none_is_made_where_nobody_looks():
     """In training, evaluation and play. What only the critic sees is not made in evaluation."""
     made = {}

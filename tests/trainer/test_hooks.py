@@ -322,8 +322,8 @@ def test_what_is_saved_is_not_saved_again(tmp_path, monkeypatch):
 
             return line_data(rows=8 * 24).train_dataset(seed).map_with_index(read)
 
+    saving = gx.Checkpoint(every=gx.Steps(6), keep_last=None)  # else 12 may overtake 6, which waits
     with pytest.raises(Bad, match="data"):
-        saving = gx.Checkpoint(every=gx.Steps(6), keep_last=None)  # else 12 may overtake 6, which waits
         fit(tmp_path, task=LineTask(), data=Data(), saving=saving, steps_per_dispatch=1)
     assert written == [6, 12]
 

@@ -35,7 +35,8 @@ TWO_BY_FOUR = {
     ),
     "gru": gx.Partitioned({"data": 2, "model": 4}, [("*/head/layers/0/kernel", (None, None, "model"))]),
 }
-BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone
+BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone, as are these
+DEAR = (("dynaflow", "fsdp"), ("gru", "fsdp"))
 CASES = ("acceleration", "noisy", "deep", "gru", "dynaflow", "dynaflow_loop")
 
 
@@ -46,6 +47,11 @@ def setups(case: str) -> dict[str, tuple[int, gx.trainer.strategy.Strategy]]:
         return {name: plain[name] for name in ("1 devices", "8 devices")}
     split = {"fsdp": (8, FSDP)} if case != "noisy" else {}  # too small to be split
     return plain | split | ({"partitioned": (8, TWO_BY_FOUR[case])} if case in TWO_BY_FOUR else {})
+
+
+def is_slow(case: str, setup: str) -> bool:
+    """Whether the slow run alone compiles it."""
+    return setup in BETWEEN or (case, setup) in DEAR
 
 
 class Watch(gx.Callback):
@@ -182,7 +188,7 @@ def main(folder: Path, slow: bool) -> None:
         found[case] = {
             name: train(task, data, *setup, look=name in ("8 devices", "fsdp", "partitioned"))
             for name, setup in setups(case).items()
-            if slow is (name in BETWEEN) or name == "1 devices"
+            if slow is is_slow(case, name) or name == "1 devices"
         }
     if not slow:
         found["deep"]["moved"] = travel(folder / "run", *known["deep"])
@@ -207,12 +213,12 @@ def said_in(run) -> list[Collective]:
 
 
 PAIRS = [(case, name) for case in CASES for name in setups(case) if name != "1 devices"] + [("deep", "moved")]
-MARKED = [pytest.param(*pair, marks=pytest.mark.slow) if pair[1] in BETWEEN else pair for pair in PAIRS]
+MARKED = [pytest.param(*pair, marks=pytest.mark.slow) if is_slow(*pair) else pair for pair in PAIRS]
 
 
 @pytest.mark.parametrize(("case", "setup"), MARKED)
 def test_the_losses_are_those_of_one_device(request, case, setup):
-    found = request.getfixturevalue("found_slow" if setup in BETWEEN else "found")
+    found = request.getfixturevalue("found_slow" if is_slow(case, setup) else "found")
     one, other = found[case]["1 devices"]["steps"], found[case][setup]["steps"]
     assert len(other) == STEPS
     worst = 0.0
