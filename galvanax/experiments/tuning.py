@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 from galvanax.callbacks.callback import Callback
 from galvanax.errors import ConfigError, NonFiniteError
 from galvanax.experiments.experiment import Experiment
-from galvanax.experiments.tuning_plots import plot_history, plot_importances
 from galvanax.files import write_json
 from galvanax.runs.checkpoint import Checkpoint
 from galvanax.runs.checkpoint_meta import check_mode
@@ -255,6 +254,9 @@ def _values(search: Mapping[str, Range | Choice], params: Mapping[str, Any]) -> 
 
 
 def _summary(optuna: Any, study: Any, search: Mapping[str, Any], folder: Path, metric: str) -> Tuning:
+    # Here, since matplotlib takes a second to import.
+    from galvanax.experiments.tuning_plots import plot_history, plot_importances
+
     states = optuna.trial.TrialState
     ended = _ended(optuna, study)
     complete = [trial for trial in ended if trial.state == states.COMPLETE]
