@@ -7,7 +7,7 @@ import jax
 import mujoco
 import numpy as np
 
-import galvanax as gx
+from galvanax.envs import registry
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -52,7 +52,7 @@ def test_the_page_on_porting_a_robot(tmp_path, monkeypatch):
         experiment.data.setup()
         env = experiment.data.train_env
     finally:
-        gx.envs.registry._BUILDERS.pop("quad", None)
+        registry._BUILDERS.pop("quad", None)
     state = jax.eval_shape(env.reset, jax.random.key(0))
     after = jax.eval_shape(env.step, state, np.zeros(8, np.float32))
     assert state.obs.shape == after.obs.shape == (36,)

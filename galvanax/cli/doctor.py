@@ -58,6 +58,10 @@ def doctor(arguments: list[str]) -> None:
     }
     # Beside a training run, which may have taken three quarters of the GPU's memory, there is none to reserve.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with contextlib.suppress(ImportError):  # jax, or what it needs, may be what is missing
+        from galvanax.trainer.compile_cache import enable_compile_cache
+
+        enable_compile_cache()
     results = run_checks({name: checks[name] for name in checks if name in command.only or not command.only})
     counts = Counter[str](result.status for result in results)
     if command.json:

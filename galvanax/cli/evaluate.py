@@ -24,7 +24,7 @@ from galvanax.runs.integrity import read_meta
 from galvanax.runs.run_folder import CONFIG, find_run, read_config
 from galvanax.tasks.task import Task
 from galvanax.terminal import print_table
-from galvanax.trainer import processes
+from galvanax.trainer import rendezvous
 from galvanax.trainer.run import FitResult
 from galvanax.trainer.trainer import Trainer
 
@@ -145,7 +145,7 @@ def evaluate_run(
         history = result.history if result else read_history(found)
     task = _with_settings(task, settings)
     others = _load_beside(beside, checkpoint, averaged, experiment, settings)
-    trainer = Trainer(max_steps=1, seed=seed, limit_test_batches=limit, devices=processes.local_devices())
+    trainer = Trainer(max_steps=1, seed=seed, limit_test_batches=limit, devices=rendezvous.local_devices())
     set_up(data, run_dir)
     about = {"checkpoint": name, "step": step, "split": SPLIT}
     figures: dict[str, Any] = dict(about)

@@ -13,12 +13,13 @@ from galvanax.cli.evaluate import evaluate_run
 from galvanax.cli.preset_flag import take_presets
 from galvanax.cli.strategy_flag import strategy_rule
 from galvanax.datamodules.environment import EnvironmentDataModule
+from galvanax.envs.registry import register_own
 from galvanax.errors import ConfigError, nearest
 from galvanax.experiments.experiment import Experiment, find_experiment
-from galvanax.experiments.own_code import load_own_environment
+from galvanax.experiments.own_code import from_file, names_file
 from galvanax.experiments.registry import EXPERIMENTS
 from galvanax.tasks.ppo import PPOTask
-from galvanax.trainer import processes
+from galvanax.trainer import processes, rendezvous
 from galvanax.trainer.schedule import Epochs, Minutes, Steps
 from galvanax.trainer.trainer import Trainer
 
@@ -77,7 +78,7 @@ def fit(arguments: list[str]) -> None:
         raise ConfigError("fit needs an experiment.")
     reference, *flags = arguments
     if not {"-h", "--help", "--dry-run"} & set(flags):
-        processes.initialize()  # first: an experiment may compute while it is made
+        rendezvous.initialize()  # first: an experiment may compute while it is made
     command = build(reference, flags)
     experiment = command.experiment
     if command.resume and experiment.trainer.overwrite:
@@ -98,13 +99,13 @@ def build(reference: str, flags: list[str]) -> FitCommand:
     Raises:
       ConfigError: there is no such experiment, or a flag contradicts it.
     """
-    command = parse(reference, find_experiment(reference, EXPERIMENTS), flags)
+    command = parse(reference, find_experiment(reference), flags)
     experiment = command.experiment
     absolute = reference if reference in EXPERIMENTS else str(Path(reference).absolute())
     experiment.trainer = dataclasses.replace(experiment.trainer, name=absolute, overwrite=command.overwrite)
     if command.env_steps is not None:
         experiment.trainer = _until(experiment, command.env_steps, flags)
-    load_own_environment(experiment.data)
+    _load_own_environment(experiment.data)
     return command
 
 
@@ -113,6 +114,19 @@ def parse(reference: str, experiment: Experiment, flags: list[str]) -> FitComman
     prog, registry = f"galvanax fit {reference}", _registry()
     experiment, flags = choose_callbacks(take_presets(experiment, flags), _spell_out(flags), prog, registry)
     return tyro.cli(FitCommand, args=flags, default=FitCommand(experiment), prog=prog, registry=registry)
+
+
+def _load_own_environment(data: Any) -> None:
+    """Loads an environment that settings name as `path/to/file.py:name`; from then on they have the absolute path.
+
+    Raises:
+      ConfigError: there is no such file, or no such name in it.
+    """
+    reference = getattr(data, "environment", None)
+    if isinstance(data, EnvironmentDataModule) and isinstance(reference, str) and names_file(reference):
+        found = from_file(reference, object, "environment")
+        data.environment = str(Path(reference).absolute())
+        register_own(data.environment, found)
 
 
 def _until(experiment: Experiment, env_steps: int, flags: list[str]) -> Trainer:

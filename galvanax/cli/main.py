@@ -1,12 +1,12 @@
 """The `galvanax` command."""
 
-import inspect
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from galvanax.errors import GalvanaxError, ProcessError, nearest
+from galvanax.experiments.registry import check_known
 from galvanax.trainer import processes
-from galvanax.trainer.compile_cache import enable_compile_cache
 
 USAGE = """usage: galvanax COMMAND ...
 
@@ -42,15 +42,44 @@ gx.Experiment. Commands on a run of your own take it again, as --experiment
 path/to/file.py:name: a run folder is data, and no code that it names is run."""
 
 
+# Imported when it is called: `--help`, `list` and a mistyped name need not wait for jax and its friends.
+COMMANDS = (
+    "fit",
+    "launch",
+    "tune",
+    "evaluate",
+    "export",
+    "play",
+    "collect",
+    "sample",
+    "simulate",
+    "identify",
+    "render",
+    "list",
+    "doctor",
+)
+# `doctor` asks whether it is there at all; the processes that `launch` starts import it for themselves.
+WITHOUT_JAX = ("list", "doctor", "launch")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; ends with status 2 and one message where what the user gave is wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"galvanax: error: unknown command {name!r}.{nearest(name, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
+        raise SystemExit(2)
     try:
-        enable_compile_cache()
-        _command(arguments[0])(arguments[1:])
+        _check_experiment(arguments)
+        if name not in WITHOUT_JAX:
+            from galvanax.trainer.compile_cache import enable_compile_cache
+
+            enable_compile_cache()
+        command = "list_experiments" if name == "list" else name
+        getattr(importlib.import_module(f"galvanax.cli.{command}"), command)(rest)
     except KeyboardInterrupt as error:
         processes.leave(130, error)
         raise SystemExit(130) from None
@@ -61,61 +90,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(status) from error
 
 
-def _command(name: str) -> Callable[[list[str]], None]:
-    # Imported late: `galvanax --help` need not load jax's friends.
-    if name == "doctor":  # before the others: what it is to find may be what they fail to import
-        from galvanax.cli.doctor import doctor
-
-        return doctor
-    if name == "launch":  # likewise: the processes that it starts import them for themselves
-        from galvanax.cli.launch import launch
-
-        return launch
-    from galvanax.cli.collect import collect
-    from galvanax.cli.evaluate import evaluate
-    from galvanax.cli.export import export
-    from galvanax.cli.fit import fit
-    from galvanax.cli.identify import identify
-    from galvanax.cli.play import play
-    from galvanax.cli.render import render
-    from galvanax.cli.sample import sample
-    from galvanax.cli.simulate import simulate
-    from galvanax.cli.tune import tune
-
-    commands = {
-        "fit": fit,
-        "tune": tune,
-        "evaluate": evaluate,
-        "export": export,
-        "play": play,
-        "collect": collect,
-        "sample": sample,
-        "simulate": simulate,
-        "identify": identify,
-        "render": render,
-        "list": _list,
-    }
-    if name not in commands:
-        print(
-            f"galvanax: error: unknown command {name!r}.{nearest(name, [*commands, 'doctor', 'launch'])}\n\n{USAGE}",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
-    return commands[name]
-
-
-def _list(arguments: list[str]) -> None:
-    from rich.table import Table
-
-    from galvanax.experiments.registry import EXPERIMENTS
-    from galvanax.terminal import print_table
-
-    table = Table.grid(padding=(0, 2))
-    for name, build in EXPERIMENTS.items():
-        presets = ", ".join(build().presets)
-        about = (inspect.getdoc(build) or "").partition("\n")[0]
-        table.add_row(name, about + (f" Presets: {presets}." if presets else ""))
-    print_table(table)
+def _check_experiment(arguments: Sequence[str]) -> None:
+    """Raises ConfigError where `fit` is given what is no experiment, under `launch` too."""
+    if arguments[0] == "launch" and "fit" in arguments:
+        arguments = arguments[arguments.index("fit") :]
+    if arguments[0] == "fit" and arguments[1:] and not arguments[1].startswith("-"):
+        check_known(arguments[1])
 
 
 if __name__ == "__main__":

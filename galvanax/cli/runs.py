@@ -59,7 +59,7 @@ def load_run(run_dir: Path, experiment: str | None = None) -> tuple[Experiment, 
     elif experiment is None:
         made = _registered(config, path)
     else:
-        made = find_experiment(experiment, EXPERIMENTS)
+        made = find_experiment(experiment)
     _check_types(config, made, path)
     return made, _with_settings(made.data, config["data"], path), config
 

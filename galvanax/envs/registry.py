@@ -1,8 +1,9 @@
 """Environments by name: ours, those that a user registers, and brax's and Playground's by prefix."""
 
+import builtins
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from galvanax.envs.classic.cart_pole import CartPole, DoubleCartPole
@@ -30,7 +31,7 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def names() -> list[str]:
+def list() -> builtins.list[str]:
     """The registered environments. `"brax:NAME"` and `"playground:NAME"` load those libraries' too."""
     return sorted(name for name in _BUILDERS if ":" not in name)
 
@@ -66,7 +67,7 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Makes an environment.
 
     Args:
-      name: of `names()`, or `"brax:fast"`, `"playground:CartpoleBalance"` where those packages are installed.
+      name: of `list()`, or `"brax:fast"`, `"playground:CartpoleBalance"` where those packages are installed.
       overrides: settings by field, dotted where they lie deeper: `{"action_scale": 0.3, "rewards.alive": 0.2}`. For
         brax they are `get_environment`'s arguments, for Playground its `config_overrides`.
 
@@ -85,7 +86,7 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
             raise ConfigError(f"Unknown prefix {prefix!r} in {name!r}.{nearest(prefix, _FOREIGN)}")
         return _FOREIGN[prefix](rest, dict(overrides or {}))
     if name not in _BUILDERS:
-        raise ConfigError(f"Unknown environment {name!r}.{nearest(name, names())}")
+        raise ConfigError(f"Unknown environment {name!r}.{nearest(name, list())}")
     try:
         env = _BUILDERS[name]()
     except TypeError as error:
@@ -97,7 +98,7 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
     return env
 
 
-def _override(config: Any, path: list[str], value: Any, whole: str) -> Any:
+def _override(config: Any, path: Sequence[str], value: Any, whole: str) -> Any:
     known = dict(config) if isinstance(config, Mapping) else {}
     if dataclasses.is_dataclass(config):
         known = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

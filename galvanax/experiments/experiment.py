@@ -1,7 +1,7 @@
 """An experiment: everything that a run is made of, in one record."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +12,7 @@ from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import ConfigError, nearest
 from galvanax.experiments.own_code import from_file, names_file
 from galvanax.experiments.presets import Preset, replaced
+from galvanax.experiments.registry import EXPERIMENTS, check_known
 from galvanax.tasks.task import Task
 from galvanax.trainer.run import FitResult
 from galvanax.trainer.trainer import Trainer
@@ -57,7 +58,7 @@ class Experiment:
         return trainer.fit(self.task, self.data, resume=resume)
 
 
-def find_experiment(reference: str, registry: dict[str, Callable[[], Experiment]]) -> Experiment:
+def find_experiment(reference: str) -> Experiment:
     """Makes the experiment of a registered name, or of `"path/to/file.py:name"`.
 
     In a file, `name` is an `Experiment` or a function that returns one.
@@ -65,11 +66,23 @@ def find_experiment(reference: str, registry: dict[str, Callable[[], Experiment]
     Raises:
       ConfigError: there is no such name, file, or experiment in the file.
     """
+    check_known(reference)
     if not names_file(reference):
-        if reference not in registry:
-            raise ConfigError(f"Unknown experiment {reference!r}.{nearest(reference, registry)}")
-        return registry[reference]()
+        return EXPERIMENTS[reference]()
     found = from_file(reference, Experiment, "gx.Experiment")
     if isinstance(found, type):
         raise ConfigError(f"{reference} is the class gx.Experiment itself; expected one that is made.")
     return found
+
+
+def load_experiment(name: str, *presets: str) -> Experiment:
+    """An experiment as `galvanax fit` makes it: `load_experiment("pendulum", "paper").fit()`.
+
+    Args:
+      name: of `galvanax list`, or `"path/to/file.py:name"` of your own.
+      presets: what `--preset` takes, the later ones over the earlier ones.
+
+    Raises:
+      ConfigError: there is no such experiment or preset.
+    """
+    return find_experiment(name).with_preset(*presets)

@@ -6,8 +6,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from galvanax.datamodules.environment import EnvironmentDataModule
-from galvanax.envs.registry import register_own
 from galvanax.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -42,19 +40,6 @@ def from_file(reference: str, kind: type[T], noun: str) -> T | type[T]:
         there = [key for key, value in vars(module).items() if _is(value, kind) and value is not kind]
         raise ConfigError(f"{file} holds no {noun} named {name!r}.{nearest(name, there)}")
     return found
-
-
-def load_own_environment(data: Any) -> None:
-    """Loads an environment that settings name as `path/to/file.py:name`; from then on they have the absolute path.
-
-    Raises:
-      ConfigError: there is no such file, or no such name in it.
-    """
-    reference = getattr(data, "environment", None)
-    if isinstance(data, EnvironmentDataModule) and isinstance(reference, str) and names_file(reference):
-        found = from_file(reference, object, "environment")
-        data.environment = str(Path(reference).absolute())
-        register_own(data.environment, found)
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -1,39 +1,61 @@
-"""The experiments that the package brings."""
+"""The experiments that the package brings, by name. Naming them imports none of them, nor JAX."""
 
-from collections.abc import Callable
+import ast
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any
 
-from galvanax.experiments.double_cart_pole_gru import double_cart_pole_gru
-from galvanax.experiments.dynaflow import cartpole_dynaflow, go2_dynaflow, pendulum_dynaflow, pendulum_stateflow
-from galvanax.experiments.experiment import Experiment, find_experiment
-from galvanax.experiments.pendulum import pendulum
-from galvanax.experiments.ppo import cartpole_ppo, g1_ppo, go2_ppo, h1_2_ppo, h1_ppo, hopper_ppo, ledge_ppo, ppo
+from galvanax.errors import ConfigError, nearest
+from galvanax.experiments.own_code import names_file
 
-EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
-    "pendulum": pendulum,
-    "double-cart-pole-gru": double_cart_pole_gru,
-    "ppo": ppo,
-    "cartpole-ppo": cartpole_ppo,
-    "hopper-ppo": hopper_ppo,
-    "ledge-ppo": ledge_ppo,
-    "go2-ppo": go2_ppo,
-    "g1-ppo": g1_ppo,
-    "h1-ppo": h1_ppo,
-    "h1_2-ppo": h1_2_ppo,
-    "pendulum-dynaflow": pendulum_dynaflow,
-    "pendulum-stateflow": pendulum_stateflow,
-    "cartpole-dynaflow": cartpole_dynaflow,
-    "go2-dynaflow": go2_dynaflow,
+
+@dataclasses.dataclass(frozen=True)
+class Shipped:
+    """An experiment of the package; calling it makes it.
+
+    Attributes:
+      module: in `galvanax.experiments`.
+      function: what makes it there.
+      presets: their names.
+    """
+
+    module: str
+    function: str
+    presets: tuple[str, ...] = ()
+
+    def __call__(self) -> Any:
+        """Makes the `Experiment`."""
+        return getattr(importlib.import_module(f"galvanax.experiments.{self.module}"), self.function)()
+
+    @property
+    def about(self) -> str:
+        """The first line of what its docstring says."""
+        source = (Path(__file__).parent / f"{self.module}.py").read_text()
+        functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+        (about,) = [ast.get_docstring(node) for node in functions if node.name == self.function]
+        return (about or "").partition("\n")[0]
+
+
+EXPERIMENTS: dict[str, Shipped] = {
+    "pendulum": Shipped("pendulum", "pendulum", ("paper",)),
+    "double-cart-pole-gru": Shipped("double_cart_pole_gru", "double_cart_pole_gru", ("paper",)),
+    "ppo": Shipped("ppo", "ppo"),
+    "cartpole-ppo": Shipped("ppo", "cartpole_ppo"),
+    "hopper-ppo": Shipped("ppo", "hopper_ppo"),
+    "ledge-ppo": Shipped("ppo", "ledge_ppo"),
+    "go2-ppo": Shipped("ppo", "go2_ppo", ("paper", "guide")),
+    "g1-ppo": Shipped("ppo", "g1_ppo", ("paper",)),
+    "h1-ppo": Shipped("ppo", "h1_ppo", ("paper",)),
+    "h1_2-ppo": Shipped("ppo", "h1_2_ppo", ("paper",)),
+    "pendulum-dynaflow": Shipped("dynaflow", "pendulum_dynaflow", ("paper", "guide", "small", "medium", "large")),
+    "pendulum-stateflow": Shipped("dynaflow", "pendulum_stateflow", ("paper", "guide", "small", "medium", "large")),
+    "cartpole-dynaflow": Shipped("dynaflow", "cartpole_dynaflow", ("paper", "guide", "small", "medium", "large")),
+    "go2-dynaflow": Shipped("dynaflow", "go2_dynaflow", ("paper", "guide", "small", "medium", "large")),
 }
 
 
-def load_experiment(name: str, *presets: str) -> Experiment:
-    """An experiment as `galvanax fit` makes it: `load_experiment("pendulum", "paper").fit()`.
-
-    Args:
-      name: of `galvanax list`, or `"path/to/file.py:name"` of your own.
-      presets: what `--preset` takes, the later ones over the earlier ones.
-
-    Raises:
-      ConfigError: there is no such experiment or preset.
-    """
-    return find_experiment(name, EXPERIMENTS).with_preset(*presets)
+def check_known(reference: str) -> None:
+    """Raises ConfigError where a reference is neither an experiment's name nor `path/to/file.py:name`."""
+    if reference not in EXPERIMENTS and not names_file(reference):
+        raise ConfigError(f"Unknown experiment {reference!r}.{nearest(reference, EXPERIMENTS)}")

@@ -1,23 +1,6 @@
 """Plain flax.nnx modules that know no task."""
 
-from galvanax.networks.depth_encoder import DepthEncoder, Sight
-from galvanax.networks.dit import DIT_SIZES, DiT1d, DiTBlock
-from galvanax.networks.dynamics import BaseDynamicsModel, MLPDynamicsModel
-from galvanax.networks.embeddings import ContinuousCondEmbedder, TimeEmbedding
-from galvanax.networks.mlp import MLP
-from galvanax.networks.normalizer import Normalizer, Statistic
+import lazy_loader
 
-__all__ = [
-    "DIT_SIZES",
-    "MLP",
-    "BaseDynamicsModel",
-    "ContinuousCondEmbedder",
-    "DepthEncoder",
-    "DiT1d",
-    "DiTBlock",
-    "MLPDynamicsModel",
-    "Normalizer",
-    "Sight",
-    "Statistic",
-    "TimeEmbedding",
-]
+# Each name is in __init__.pyi, and its module is imported when the name is first touched.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,7 +18,7 @@ from galvanax.runs.checkpoint import Checkpoint
 from galvanax.runs.checkpoints import CheckpointFolder, check_task, verified_meta
 from galvanax.runs.run_folder import check_free, prepare_folder, run_path
 from galvanax.runs.weights import load_model
-from galvanax.trainer import placement, processes
+from galvanax.trainer import placement, processes, rendezvous
 from galvanax.trainer.batch import batch_bytes
 from galvanax.trainer.checks import check_parts
 from galvanax.trainer.compile_cache import enable_compile_cache
@@ -112,7 +112,7 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
     enable_compile_cache()
     devices = Devices.choose(trainer.devices, trainer.strategy)
     processes.check_machines(trainer.num_nodes)
-    processes.check_mesh(devices.mesh)
+    rendezvous.check_mesh(devices.mesh)
 
     settings = config.to_json(data)  # before setup, which may fill fields with arrays
     processes.check_same({"resume": None if resume is None else str(resume), **_describe(trainer, task, settings)})

@@ -12,7 +12,7 @@ from flax import nnx
 from galvanax.callbacks.callback import Callback
 from galvanax.errors import ConfigError
 from galvanax.runs.lock import hold
-from galvanax.trainer import processes
+from galvanax.trainer import processes, rendezvous
 from galvanax.trainer.compile_cache import enable_compile_cache
 from galvanax.trainer.devices import Devices
 from galvanax.trainer.run import FitResult
@@ -90,6 +90,7 @@ class Trainer:
         """
         if self.fast_dev_run:
             return self._one_batch().fit(task, data)
+        rendezvous.check_met()
         with contextlib.ExitStack() as held, processes.together() as common:
             processes.from_main("lock", lambda: held.enter_context(hold(self.run_dir)))
             run = start_run(self, task, data, resume)
@@ -143,7 +144,9 @@ class Trainer:
         enable_compile_cache()
         devices = Devices.choose(self.devices, self.strategy)
         # What one process measures on its own devices is no business of the others.
-        alone = processes.is_alone_on(devices.mesh)
+        alone = rendezvous.is_alone_on(devices.mesh)
+        if not alone:
+            rendezvous.check_met()
         with contextlib.nullcontext() if alone else processes.together():
             data.setup() if alone else processes.main_first("data", data.setup)
             task = task.setup(data)

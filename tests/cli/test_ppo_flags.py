@@ -6,6 +6,7 @@ import pytest
 
 import galvanax as gx
 from galvanax.cli.main import main
+from galvanax.envs import registry
 
 FILE = '''
 import dataclasses
@@ -88,7 +89,7 @@ def test_steps_of_the_environments(capsys):
 
 
 def test_an_environment_by_name(drift, capsys, monkeypatch):
-    monkeypatch.setitem(gx.envs.registry._BUILDERS, "drift", drift)
+    monkeypatch.setitem(registry._BUILDERS, "drift", drift)
     fit("--data.env", "drift", "--data.overrides", "speed", "0.3", "--trainer.max-steps", "1")
     assert (config()["data"]["environment"], config()["data"]["overrides"]) == ("drift", {"speed": 0.3})
     capsys.readouterr()
@@ -108,11 +109,11 @@ def test_an_environment_of_ones_own_file(tmp_path, capsys):
     whole = str(tmp_path / "drift.py:made")
     assert config()["data"]["environment"] == whole
     # A run folder is data.
-    gx.envs.registry._BUILDERS.pop(whole)
+    registry._BUILDERS.pop(whole)
     assert f"Name it yourself: --experiment {whole}" in fails(capsys, "evaluate", "runs/ppo")
     main(["evaluate", "runs/ppo", "--experiment", "drift.py:made"])
     assert "test/episode_return" in capsys.readouterr().out
-    gx.envs.registry._BUILDERS.pop(whole)
+    registry._BUILDERS.pop(whole)
     with pytest.raises(gx.ConfigError, match="whose code is run only where you name it"):
         gx.EnvironmentDataModule(whole).setup()
     new = ["fit", "ppo", "--trainer.run-dir", "new", "--data.env"]

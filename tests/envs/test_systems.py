@@ -11,7 +11,7 @@ from envs.robots_under_test import N, batched, random_states, robot
 
 import galvanax as gx
 from galvanax import ConfigError
-from galvanax.envs import Drive, load, load_system, system_of
+from galvanax.envs import Drive, load, load_system, system_of, systems
 from galvanax.physics import MJXSystem, PendulumSystem, action_limits_of, rollout
 
 
@@ -70,7 +70,7 @@ def test_a_system_of_any_settings():
 
 def test_a_robot_of_a_file(tmp_path, capsys):
     """A Go2's own file, under a payload: the model is the file's, pose and gains are the Go2's."""
-    text = Path(gx.envs.systems.__file__).with_name("robots").joinpath("go2.xml").read_text()
+    text = Path(systems.__file__).with_name("robots").joinpath("go2.xml").read_text()
     path = tmp_path / "my_go2.xml"
     payload = '<body name="payload"><geom type="sphere" size=".1" mass="3" contype="0" conaffinity="0"/></body>'
     path.write_text(re.sub(r'(<body name="base"[^>]*>)', rf"\1{payload}", text, count=1))
@@ -86,7 +86,7 @@ def test_a_robot_of_a_file(tmp_path, capsys):
     assert set(task.build_system().targets.kd) == {1.0}
     # The humanoids share joints' names: which one it is, is a matter of weight.
     for name, expected in (("g1", "G1"), ("h1_2", "H1_2")):
-        load_system(str(Path(gx.envs.systems.__file__).with_name("robots") / f"{name}.xml"))
+        load_system(str(Path(systems.__file__).with_name("robots") / f"{name}.xml"))
         assert f"driven as a {expected} " in capsys.readouterr().out
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import galvanax as gx
 from galvanax import rendering
-from galvanax.physics import load_model
+from galvanax.physics import bundled_models, load_model
 
 STEPS = 7
 
@@ -66,7 +66,7 @@ def test_a_file_needs_no_other_file(tmp_path):
 @pytest.mark.parametrize("given", ["name", "model", "spec"])
 def test_another_version_of_mujoco_reads_it(tmp_path, given):
     """The binary model is of one version; MJCF and bundled names are not."""
-    path = gx.physics.models.bundled_models()["pendulum"]
+    path = bundled_models()["pendulum"]
     model = {"name": "pendulum", "model": load_model("pendulum"), "spec": mujoco.MjSpec.from_file(str(path))}[given]
     rendering.save_trajectory(tmp_path / "a.npz", model, np.zeros((2, 1)))
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:

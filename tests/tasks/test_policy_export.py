@@ -323,7 +323,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(gx.errors.DataError, match=r"policy.onnx can't be written: No space left"):
+    with pytest.raises(gx.DataError, match=r"policy.onnx can't be written: No space left"):
         export_onnx(path, make("normal"), {"step": 2})
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
 
@@ -339,11 +339,11 @@ class Doubled(ActorCritic):
 
 def test_what_cannot_be_exported(tmp_path, monkeypatch):
     for write, _ in FORMATS.values():
-        with pytest.raises(gx.errors.ConfigError, match="A Linear is no policy: expected the ActorCritic of a PPOTask"):
+        with pytest.raises(gx.ConfigError, match="A Linear is no policy: expected the ActorCritic of a PPOTask"):
             write(tmp_path / "policy", nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
-        with pytest.raises(gx.errors.ConfigError, match=r"metadata\['kp'\]=nan is no JSON"):
+        with pytest.raises(gx.ConfigError, match=r"metadata\['kp'\]=nan is no JSON"):
             write(tmp_path / "policy", make(), {"kp": float("nan")})
-    with pytest.raises(gx.errors.ConfigError, match=r"Doubled doesn't compute what its ONNX graph does .*\.jax file"):
+    with pytest.raises(gx.ConfigError, match=r"Doubled doesn't compute what its ONNX graph does .*\.jax file"):
         export_onnx(tmp_path / "policy.onnx", make(cls=Doubled))
     assert not list(tmp_path.iterdir())
     # Another way of acting is traced as it is.
@@ -353,7 +353,7 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.delitem(sys.modules, "galvanax.tasks.policy_onnx", raising=False)
-    with pytest.raises(gx.errors.ConfigError, match=r'pip install "galvanax\[onnx\]"'):
+    with pytest.raises(gx.ConfigError, match=r'pip install "galvanax\[onnx\]"'):
         export_onnx(tmp_path / "policy.onnx", make())
 
 
@@ -409,7 +409,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(OWN)
     main(["fit", "own.py:experiment"])
-    model = gx.tasks.ppo.PPOTask.load("point")[1]
+    model = gx.PPOTask.load("point")[1]
     obs = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
     wanted = act(model, obs)
     for name, (_, open_file) in FORMATS.items():

@@ -23,6 +23,7 @@ from support import NetTask, net_data, run_on_devices  # noqa: E402
 import galvanax as gx  # noqa: E402
 from galvanax.trainer.compiled_text import Collective, collectives  # noqa: E402
 from galvanax.trainer.data_axis import in_mesh, over_data_axis  # noqa: E402
+from galvanax.trainer.strategy import Strategy  # noqa: E402
 
 STEPS = 12
 # Sums over a batch in another order, carried on by 12 steps of Adam; measured: 9e-7.
@@ -40,7 +41,7 @@ DEAR = (("dynaflow", "fsdp"), ("gru", "fsdp"))
 CASES = ("acceleration", "noisy", "deep", "gru", "dynaflow", "dynaflow_loop")
 
 
-def setups(case: str) -> dict[str, tuple[int, gx.trainer.strategy.Strategy]]:
+def setups(case: str) -> dict[str, tuple[int, Strategy]]:
     """`{name: (devices, strategy)}` of a case."""
     plain = {f"{count} devices": (count, gx.DataParallel()) for count in (1, 2, 4, 8)}
     if case == "dynaflow_loop":  # for its collectives alone

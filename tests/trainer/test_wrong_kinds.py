@@ -10,7 +10,6 @@ from support import LineTask, line_data
 
 import galvanax as gx
 from galvanax.experiments.experiment import find_experiment
-from galvanax.experiments.registry import EXPERIMENTS
 
 
 class Misspelt(gx.Callback):
@@ -102,4 +101,4 @@ def test_an_experiment_file_imports_its_neighbours(tmp_path, monkeypatch):
         "import galvanax as gx\nfrom neighbour_of_mine import STEPS\nfrom support import LineTask, line_data\n"
         "experiment = gx.Experiment(LineTask(), line_data(), gx.Trainer(max_steps=STEPS))\n"
     )
-    assert find_experiment(f"{folder}/my-task.py:experiment", EXPERIMENTS).trainer.max_steps == 3
+    assert find_experiment(f"{folder}/my-task.py:experiment").trainer.max_steps == 3
