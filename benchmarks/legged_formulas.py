@@ -90,10 +90,10 @@ def reporter(settings: Settings, per_iteration: int):
         def __init__(self):
             self.start, self.train = time.perf_counter(), {}
 
-        def on_train_log(self, run: gx.Run, step: int, metrics: dict[str, float]) -> None:
+        def on_train_log(self, run: gx.RunView, step: int, metrics: dict[str, float]) -> None:
             self.train = metrics
 
-        def on_validation_end(self, run: gx.Run, metrics: dict[str, float]) -> None:
+        def on_validation_end(self, run: gx.RunView, metrics: dict[str, float]) -> None:
             level = np.asarray(run.state.carry.envs.info["terrain_level"])
             figures = {
                 "steps": run.step * per_iteration,

@@ -107,12 +107,12 @@ class Stopwatch(gx.Callback):
             step + 1 if step % self.every in (0, self.every - 1) else step // self.every * self.every + self.every - 1
         )
 
-    def on_step(self, run: gx.Run) -> None:
+    def on_step(self, run: gx.RunView) -> None:
         """See `gx.Callback`."""
         jax.block_until_ready(run.state.params)
         self.times[run.step] = time.perf_counter()
 
-    def on_validation_end(self, run: gx.Run, metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: gx.RunView, metrics: dict[str, float]) -> None:
         """See `gx.Callback`."""
         self.returns.append(metrics["val/episode_return"])
 

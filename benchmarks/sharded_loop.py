@@ -41,7 +41,7 @@ class Turns(gx.Callback):
         """See `gx.Callback`."""
         return (step // self.window + 1) * self.window
 
-    def on_step(self, run: gx.Run) -> None:
+    def on_step(self, run: gx.RunView) -> None:
         """See `gx.Callback`."""
         jax.block_until_ready(run.state.params)
         if self.since is not None:  # the first window compiles

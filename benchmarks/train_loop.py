@@ -51,7 +51,7 @@ class Stopwatch(gx.Callback):
         """See `gx.Callback`."""
         return next((at for at in (self.warm, self.last) if at > step), None)
 
-    def on_step(self, run: gx.Run) -> None:
+    def on_step(self, run: gx.RunView) -> None:
         """See `gx.Callback`."""
         jax.block_until_ready(run.state.params)
         self.times[run.step] = time.perf_counter()

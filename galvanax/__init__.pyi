@@ -8,6 +8,7 @@ from .callbacks.gradient_accumulation import GradientAccumulation
 from .callbacks.gradient_clipping import GradientClipping
 from .callbacks.model_summary import ModelSummary
 from .callbacks.progress_bar import ProgressBar
+from .callbacks.run_view import RunView
 from .callbacks.tensorboard_logger import TensorBoardLogger
 from .callbacks.video_recorder import VideoRecorder
 from .callbacks.wandb_logger import WandBLogger
@@ -48,7 +49,7 @@ from .tasks.learned_dynamics import GRUDynamics
 from .tasks.policy_export import export_onnx, export_stablehlo, policy_metadata
 from .tasks.ppo import PPOTask
 from .tasks.task import Task
-from .trainer.run import FitResult, Run
+from .trainer.result import FitResult
 from .trainer.schedule import Epochs, Minutes, Steps
 from .trainer.state import TrainState
 from .trainer.strategy import FSDP, DataParallel, Partitioned
@@ -96,8 +97,8 @@ __all__ = [
     "Range",
     "RenderError",
     "RolloutDataModule",
-    "Run",
     "RunDirError",
+    "RunView",
     "StateFlowTask",
     "Statistics",
     "Steps",

@@ -118,7 +118,7 @@ class Recorder(gx.Callback):
         self.states: dict[int, dict[str, np.ndarray]] = {}
         self.train: dict[int, float] = {}
         self.validations: dict[int, dict[str, float]] = {}
-        self.run: gx.Run | None = None
+        self.run: gx.RunView | None = None
 
     def on_fit_start(self, run):
         self.run = run

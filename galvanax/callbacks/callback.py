@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import optax
 
+from galvanax.callbacks.run_view import RunView
+from galvanax.trainer.result import FitResult
 from galvanax.trainer.state import Arrays, TrainState
-
-if TYPE_CHECKING:
-    from galvanax.trainer.run import FitResult, Run
 
 
 @dataclasses.dataclass
@@ -66,42 +65,42 @@ class Callback:
         """
         return params, variables
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: RunView) -> None:
         """Before the first dispatch; after the state is restored, in a resumed run."""
 
     def next_step(self, step: int) -> int | None:
         """The first step after `step` at which `on_step` must see the state, or None."""
         return None
 
-    def due(self, run: "Run") -> bool:
+    def due(self, run: RunView) -> bool:
         """Whether `on_step` must see the state now; asked between dispatches, for what depends on time or signals."""
         return False
 
-    def on_step(self, run: "Run") -> None:
+    def on_step(self, run: RunView) -> None:
         """At the steps that `next_step` named, or when `due`; after validation where the step has one.
 
         `run.state` is current, and every metric up to `run.step` has been handed out.
         """
 
-    def on_save(self, run: "Run") -> None:
+    def on_save(self, run: RunView) -> None:
         """Before a checkpoint is taken: write out what is buffered, so that files and checkpoint agree."""
 
-    def on_train_metrics(self, run: "Run", steps: range, metrics: dict[str, np.ndarray]) -> None:
+    def on_train_metrics(self, run: RunView, steps: range, metrics: dict[str, np.ndarray]) -> None:
         """Training metrics `(len(steps),)` of a finished dispatch. They arrive one dispatch late."""
 
-    def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
+    def on_train_log(self, run: RunView, step: int, metrics: dict[str, float]) -> None:
         """Training metrics at every multiple of `log_every`: means over the steps since the last, and `Task.totals`."""
 
-    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: RunView, metrics: dict[str, float]) -> None:
         """After a validation, with names such as `"val/loss"`."""
 
-    def on_train_end(self, run: "Run") -> None:
+    def on_train_end(self, run: RunView) -> None:
         """After the last step, also when the run was stopped early, while everything still works."""
 
-    def on_fit_end(self, run: "Run", result: "FitResult") -> None:
+    def on_fit_end(self, run: RunView, result: FitResult) -> None:
         """After the last checkpoint: time to close what is open."""
 
-    def on_exception(self, run: "Run", error: BaseException) -> None:
+    def on_exception(self, run: RunView, error: BaseException) -> None:
         """When the run ends by an exception, which is raised again; also where that came from an `on_fit_end`."""
 
     def host_state(self) -> dict[str, Any]:

@@ -6,14 +6,13 @@ import dataclasses
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, Any, ClassVar
 
 from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.log_file import Backlog, LogFile, read_log
+from galvanax.callbacks.run_view import RunView
 from galvanax.files import check_plain
-
-if TYPE_CHECKING:
-    from galvanax.trainer.run import FitResult, Run
+from galvanax.trainer.result import FitResult
 
 LONGEST_LINE = 2**20  # bytes
 
@@ -29,7 +28,7 @@ class CSVLogger(Callback):
     one_of_a_kind: ClassVar[bool] = True
     main_process_only: ClassVar[bool] = True
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: RunView) -> None:
         """See `Callback`."""
         assert run.run_dir is not None
         self._path, self._damaged = run.run_dir / "metrics.csv", run.run_dir / "damaged"
@@ -43,27 +42,27 @@ class CSVLogger(Callback):
         self._rows: Backlog[dict[str, Any]] = Backlog(self._path, self._write_waiting)
         self._rows.flush()
 
-    def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
+    def on_train_log(self, run: RunView, step: int, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         self._write(run, step, metrics)
 
-    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: RunView, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         self._write(run, run.step, metrics)
 
-    def on_save(self, run: "Run") -> None:
+    def on_save(self, run: RunView) -> None:
         """See `Callback`."""
         self._rows.flush()
 
-    def on_fit_end(self, run: "Run", result: "FitResult") -> None:
+    def on_fit_end(self, run: RunView, result: FitResult) -> None:
         """See `Callback`."""
         self._close()
 
-    def on_exception(self, run: "Run", error: BaseException) -> None:
+    def on_exception(self, run: RunView, error: BaseException) -> None:
         """See `Callback`."""
         self._close()
 
-    def _write(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
+    def _write(self, run: RunView, step: int, metrics: dict[str, float]) -> None:
         epoch = step / run.steps_per_epoch if run.steps_per_epoch else ""
         self._rows.add({"step": step, "epoch": epoch, **metrics})
 

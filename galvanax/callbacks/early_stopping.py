@@ -3,14 +3,12 @@
 import dataclasses
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.run_view import RunView
 from galvanax.errors import ConfigError
 from galvanax.runs.checkpoint_meta import check_mode
-
-if TYPE_CHECKING:
-    from galvanax.trainer.run import Run
 
 log = logging.getLogger("galvanax")
 
@@ -45,18 +43,18 @@ class EarlyStopping(Callback):
         if self.patience < 0:
             raise ConfigError(f"EarlyStopping.patience={self.patience!r}: expected at least 0.")
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: RunView) -> None:
         """See `Callback`."""
         self._run = run
         self._reason: str | None = None
         self._best, self._waited = math.inf, 0
 
-    def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
+    def on_train_log(self, run: RunView, step: int, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         if self.monitor in metrics:
             self._look(metrics[self.monitor], "rows of the log")
 
-    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: RunView, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         if self.monitor in metrics:
             self._look(metrics[self.monitor], "validations")

@@ -1,15 +1,13 @@
 """What the model is made of."""
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from clu import parameter_overview
 
 from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.run_view import RunView
 from galvanax.terminal import say
-
-if TYPE_CHECKING:
-    from galvanax.trainer.run import Run
 
 
 @dataclasses.dataclass
@@ -18,6 +16,6 @@ class ModelSummary(Callback):
 
     main_process_only: ClassVar[bool] = True
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: RunView) -> None:
         """See `Callback`."""
         say(parameter_overview.get_parameter_overview(run.state.params, include_stats=False))

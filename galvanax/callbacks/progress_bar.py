@@ -3,17 +3,16 @@
 import contextlib
 import dataclasses
 import time
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from rich.live import Live
 
 from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.progress_line import ProgressLine
+from galvanax.callbacks.run_view import RunView
 from galvanax.terminal import Terminal
-
-if TYPE_CHECKING:
-    from galvanax.trainer.run import FitResult, Run
+from galvanax.trainer.result import FitResult
 
 SHOWN = ("train/loss", "val/loss", "train/episode_return", "val/episode_return")
 
@@ -36,7 +35,7 @@ class ProgressBar(Callback):
     metrics: tuple[str, ...] = ()
     seconds: float = 10.0
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: RunView) -> None:
         """See `Callback`."""
         self._console = Terminal()
         self._started = self._printed = time.monotonic()
@@ -49,7 +48,7 @@ class ProgressBar(Callback):
             self._live = Live(get_renderable=lambda: self._line(run), console=self._console)
             self._live.start(refresh=True)
 
-    def on_train_metrics(self, run: "Run", steps: range, metrics: dict[str, np.ndarray]) -> None:
+    def on_train_metrics(self, run: RunView, steps: range, metrics: dict[str, np.ndarray]) -> None:
         """See `Callback`."""
         self._latest = {name: float(rows[-1]) for name, rows in metrics.items()}
         self._step, self._heard = steps[-1], time.monotonic()
@@ -58,20 +57,20 @@ class ProgressBar(Callback):
         if self._live is None and (compiled or time.monotonic() - self._printed > self.seconds):
             self._print(run)
 
-    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: RunView, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         if self._live is None and time.monotonic() - self._printed > self.seconds / 5:
             self._print(run)
 
-    def on_fit_end(self, run: "Run", result: "FitResult") -> None:
+    def on_fit_end(self, run: RunView, result: FitResult) -> None:
         """See `Callback`."""
         self._close(run, result.stop_reason)
 
-    def on_exception(self, run: "Run", error: BaseException) -> None:
+    def on_exception(self, run: RunView, error: BaseException) -> None:
         """See `Callback`."""
         self._close(run, type(error).__name__)
 
-    def _close(self, run: "Run", reason: str | None) -> None:
+    def _close(self, run: RunView, reason: str | None) -> None:
         self._ended = True
         with contextlib.suppress(OSError):
             if self._live is not None:
@@ -81,12 +80,12 @@ class ProgressBar(Callback):
             if reason:
                 self._console.print(f"stopped at step {run.step}: {reason}", highlight=False)
 
-    def _print(self, run: "Run") -> None:
+    def _print(self, run: RunView) -> None:
         self._printed = time.monotonic()
         with contextlib.suppress(OSError):
             self._console.print(self._line(run).text(), highlight=False, soft_wrap=True)
 
-    def _line(self, run: "Run") -> ProgressLine:
+    def _line(self, run: RunView) -> ProgressLine:
         now, rate, left = time.monotonic(), None, None
         if self._first is not None and self._step > self._first[0]:
             rate = (self._step - self._first[0]) / max(1e-9, self._heard - self._first[1])

@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboardX.proto.event_pb2 import Event
@@ -18,9 +18,8 @@ from tensorboardX.summary import scalar
 
 from galvanax.callbacks.callback import Callback
 from galvanax.callbacks.log_file import Backlog, LogFile, read_log, write_whole
-
-if TYPE_CHECKING:
-    from galvanax.trainer.run import FitResult, Run
+from galvanax.callbacks.run_view import RunView
+from galvanax.trainer.result import FitResult
 
 LENGTH, CHECKSUM, MOST_ZEROS = 8, 4, 2**20  # bytes
 
@@ -36,7 +35,7 @@ class TensorBoardLogger(Callback):
     one_of_a_kind: ClassVar[bool] = True
     main_process_only: ClassVar[bool] = True
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: RunView) -> None:
         """See `Callback`."""
         assert run.run_dir is not None
         self._folder, self._damaged = run.run_dir / "tensorboard", run.run_dir / "damaged"
@@ -53,25 +52,25 @@ class TensorBoardLogger(Callback):
         self._events.flush()
         self._last = (run.step, time.monotonic())
 
-    def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
+    def on_train_log(self, run: RunView, step: int, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         (last_step, last_time), self._last = self._last, (step, time.monotonic())
         speed = (step - last_step) / max(1e-9, self._last[1] - last_time)
         self._write(step, {**metrics, "speed/steps_per_second": speed})
 
-    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: RunView, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         self._write(run.step, metrics)
 
-    def on_save(self, run: "Run") -> None:
+    def on_save(self, run: RunView) -> None:
         """See `Callback`."""
         self._events.flush()
 
-    def on_fit_end(self, run: "Run", result: "FitResult") -> None:
+    def on_fit_end(self, run: RunView, result: FitResult) -> None:
         """See `Callback`."""
         self._close()
 
-    def on_exception(self, run: "Run", error: BaseException) -> None:
+    def on_exception(self, run: RunView, error: BaseException) -> None:
         """See `Callback`."""
         self._close()
 

@@ -3,11 +3,13 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from flax import nnx
 
 from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.run_view import RunView
+from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import ConfigError, GalvanaxError
 from galvanax.files import describe_os_error
 from galvanax.rendering.renderer import start_gl
@@ -16,10 +18,6 @@ from galvanax.rendering.write_clip import NEED_GL, Format, check_formats, write_
 from galvanax.trainer import processes
 from galvanax.trainer.schedule import Epochs, Steps, check_interval, next_multiple
 
-if TYPE_CHECKING:
-    from galvanax.datamodules.datamodule import DataModule
-    from galvanax.trainer.run import Run
-
 log = logging.getLogger("galvanax")
 
 
@@ -27,7 +25,7 @@ log = logging.getLogger("galvanax")
 class RecordsMotion(Protocol):
     """What a task must have for `VideoRecorder`."""
 
-    def record(self, model: nnx.Module, datamodule: "DataModule", num_steps: int) -> MotionClip:
+    def record(self, model: nnx.Module, datamodule: DataModule, num_steps: int) -> MotionClip:
         """A motion to look at: the same each time for the same weights.
 
         Args:
@@ -68,7 +66,7 @@ class VideoRecorder(Callback):
     def __post_init__(self) -> None:
         check_interval("VideoRecorder.every", self.every, (Steps, Epochs), optional=True)
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: RunView) -> None:
         """Checks settings, task and renderer.
 
         Raises:
@@ -94,16 +92,16 @@ class VideoRecorder(Callback):
         """See `Callback`."""
         return None if self._interval is None else next_multiple(step, self._interval)
 
-    def on_step(self, run: "Run") -> None:
+    def on_step(self, run: RunView) -> None:
         """See `Callback`."""
         self._record(run)
 
-    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: RunView, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         if self._interval is None:
             self._record(run)
 
-    def _record(self, run: "Run") -> None:
+    def _record(self, run: RunView) -> None:
         assert run.run_dir is not None
         assert isinstance(run.task, RecordsMotion)
         model = run.model()

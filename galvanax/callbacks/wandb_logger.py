@@ -4,14 +4,13 @@ import dataclasses
 import importlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.run_view import RunView
 from galvanax.errors import ConfigError
 from galvanax.files import describe_os_error
-
-if TYPE_CHECKING:
-    from galvanax.trainer.run import FitResult, Run
+from galvanax.trainer.result import FitResult
 
 log = logging.getLogger("galvanax")
 
@@ -48,7 +47,7 @@ class WandBLogger(Callback):
         if self.mode not in ("online", "offline", "disabled", None):
             raise ConfigError(f'WandBLogger.mode={self.mode!r}: expected "online", "offline", "disabled" or None.')
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: RunView) -> None:
         """Starts the W&B run.
 
         Raises:
@@ -62,19 +61,19 @@ class WandBLogger(Callback):
             if not run.resumed:
                 self._start()
 
-    def on_train_log(self, run: "Run", step: int, metrics: dict[str, float]) -> None:
+    def on_train_log(self, run: RunView, step: int, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         self._log(step, metrics)
 
-    def on_validation_end(self, run: "Run", metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: RunView, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         self._log(run.step, metrics)
 
-    def on_fit_end(self, run: "Run", result: "FitResult") -> None:
+    def on_fit_end(self, run: RunView, result: FitResult) -> None:
         """See `Callback`."""
         self._finish(0)
 
-    def on_exception(self, run: "Run", error: BaseException) -> None:
+    def on_exception(self, run: RunView, error: BaseException) -> None:
         """See `Callback`."""
         self._finish(getattr(error, "code", None) or 1)
 

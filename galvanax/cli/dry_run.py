@@ -27,8 +27,8 @@ from galvanax.runs import config
 from galvanax.runs.arrays import name_leaves
 from galvanax.trainer.compiled_text import collectives, work
 from galvanax.trainer.devices import Devices
-from galvanax.trainer.run import STATE_FIELDS
 from galvanax.trainer.start import Plan, check_settings, plan_run
+from galvanax.trainer.state import STATE_FIELDS
 from galvanax.trainer.trainer import Trainer
 
 LARGEST = 10  # arrays of the state in the table

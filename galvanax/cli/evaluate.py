@@ -25,7 +25,7 @@ from galvanax.runs.run_folder import CONFIG, find_run, read_config
 from galvanax.tasks.task import Task
 from galvanax.terminal import print_table
 from galvanax.trainer import rendezvous
-from galvanax.trainer.run import FitResult
+from galvanax.trainer.result import FitResult
 from galvanax.trainer.trainer import Trainer
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from galvanax.experiments.own_code import from_file, names_file
 from galvanax.experiments.presets import Preset, replaced
 from galvanax.experiments.registry import EXPERIMENTS, check_known
 from galvanax.tasks.task import Task
-from galvanax.trainer.run import FitResult
+from galvanax.trainer.result import FitResult
 from galvanax.trainer.trainer import Trainer
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.run_view import RunView
 from galvanax.errors import ConfigError, NonFiniteError
 from galvanax.experiments.experiment import Experiment
 from galvanax.files import write_json
@@ -16,7 +17,6 @@ from galvanax.runs.checkpoint import Checkpoint
 from galvanax.runs.checkpoint_meta import check_mode
 from galvanax.runs.lock import hold
 from galvanax.terminal import say
-from galvanax.trainer.run import Run
 
 JOURNAL, BEST = "study.jsonl", "best.json"
 
@@ -159,7 +159,7 @@ class _Judge(Callback):
         self._trial, self._metric, self._prune = trial, metric, prune
         self.pruned, self.step = False, 0
 
-    def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: RunView, metrics: dict[str, float]) -> None:
         """See `Callback`."""
         value = metrics.get(self._metric, math.nan)
         if not math.isfinite(value):

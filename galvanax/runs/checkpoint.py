@@ -5,9 +5,10 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.run_view import RunView
 from galvanax.errors import ConfigError, NonFiniteError, Preempted
 from galvanax.runs.checkpoint_meta import Monitor, Monitored, check_mode
 from galvanax.runs.checkpoint_writer import CheckpointWriter, Snapshot
@@ -15,9 +16,6 @@ from galvanax.runs.checkpoints import CheckpointFolder
 from galvanax.terminal import say
 from galvanax.trainer import processes
 from galvanax.trainer.schedule import Epochs, Minutes, Steps, check_interval, next_multiple
-
-if TYPE_CHECKING:
-    from galvanax.trainer.run import Run
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 WITHOUT_VALIDATION = Minutes(10)
@@ -75,7 +73,7 @@ class Checkpoint(Callback):
         if self.on_save_error not in ("stop", "continue"):
             raise ConfigError(f'Checkpoint.on_save_error={self.on_save_error!r}: expected "stop" or "continue".')
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: RunView) -> None:
         """See `Callback`."""
         assert run.run_dir is not None
         self._folder = CheckpointFolder(run.run_dir)
@@ -107,15 +105,15 @@ class Checkpoint(Callback):
         if validation is not None and (self._every is None or self.monitor is not None):
             steps.append(validation)
         if self._of_training:
-            steps.append(next_multiple(step, self._run.trainer.log_every))
+            steps.append(next_multiple(step, self._run.log_every))
         return min(steps, default=None)
 
-    def due(self, run: "Run") -> bool:
+    def due(self, run: RunView) -> bool:
         """See `Callback`."""
         overdue = isinstance(self._every, Minutes) and time.monotonic() - self._last_time > 60 * self._every.minutes
         return overdue or self._signal is not None or self._writer.failed()
 
-    def on_step(self, run: "Run") -> None:
+    def on_step(self, run: RunView) -> None:
         """See `Callback`."""
         self._writer.raise_error()
         overdue = run.is_due(self)
@@ -125,13 +123,13 @@ class Checkpoint(Callback):
         if told is not None:
             self._leave(run, told)
 
-    def on_train_end(self, run: "Run") -> None:
+    def on_train_end(self, run: RunView) -> None:
         """See `Callback`."""
         self._restore_handlers()
         self._save(run)
         self._writer.close()
 
-    def on_exception(self, run: "Run", error: BaseException) -> None:
+    def on_exception(self, run: RunView, error: BaseException) -> None:
         """See `Callback`."""
         self._restore_handlers()
         leaving = isinstance(error, Preempted | KeyboardInterrupt | NonFiniteError)
@@ -148,11 +146,11 @@ class Checkpoint(Callback):
     def _is_permanent(self, step: int) -> bool:
         return self.keep_every is not None and step % self.keep_every.in_steps(self._run.steps_per_epoch) == 0
 
-    def _is_best(self, run: "Run") -> bool:
+    def _is_best(self, run: RunView) -> bool:
         value = self._value(run)
         return value is not None and self._writer.is_among_best(run.step, value)
 
-    def _value(self, run: "Run") -> float | None:
+    def _value(self, run: RunView) -> float | None:
         measured_at = run.logged_at if self._of_training else run.validated_at
         if self.monitor is None or measured_at != run.step:
             return None
@@ -162,7 +160,7 @@ class Checkpoint(Callback):
     def _of_training(self) -> bool:
         return self.monitor is not None and self.monitor.startswith("train/")
 
-    def _save(self, run: "Run") -> None:
+    def _save(self, run: RunView) -> None:
         self._last_time = time.monotonic()
         if self._saved == run.step:
             return
@@ -185,7 +183,7 @@ class Checkpoint(Callback):
         """The signal that this process, or another one, was sent."""
         return next((number for number in processes.gather("signals", self._signal) if number is not None), None)
 
-    def _leave(self, run: "Run", number: int) -> None:
+    def _leave(self, run: RunView, number: int) -> None:
         self._writer.close()
         name = signal.Signals(number).name
         steps = self._folder.steps()

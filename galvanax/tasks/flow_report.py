@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,10 @@ from matplotlib.lines import Line2D
 from galvanax.errors import ConfigError, RenderError
 from galvanax.physics.rollout import rollout
 from galvanax.physics.state_labels import labels_of
-from galvanax.physics.system import model_of, state_difference
+from galvanax.physics.system import System, model_of, state_difference
 from galvanax.rendering.trajectory_npz import MotionClip
 from galvanax.rendering.write_clip import write_clip
 from galvanax.tasks.flow_metrics import Modes, statewise_admissibility_error
-
-if TYPE_CHECKING:
-    from galvanax.tasks.flow_matching import FlowMatchingTask
 
 log = logging.getLogger("galvanax")
 
@@ -37,14 +34,47 @@ _DEMONSTRATED = "0.75"
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:olive", "tab:cyan")
 
 
+class TrajectorySampler(Protocol):
+    """What the report asks of a task; a `FlowMatchingTask` has it."""
+
+    @property
+    def num_samples(self) -> int:
+        """Drawn for each start."""
+
+    @property
+    def num_modes(self) -> int:
+        """Groups of demonstrations to tell apart."""
+
+    @property
+    def ode_steps(self) -> int:
+        """Steps of the flow from noise to sample."""
+
+    @property
+    def dt(self) -> float:
+        """Seconds (s) between states."""
+
+    @property
+    def physics(self) -> System:
+        """The system."""
+
+    def sampler(self, model: Any, *, ode_steps: int | None = None) -> Callable[[Any, Any, jax.Array], Any]:
+        """Compiled: trajectories from starts, conditions and a key."""
+
+    def motion(self, states: jax.Array) -> jax.Array:
+        """How windows move away from their first state `(batch, horizon, entries of a difference)`."""
+
+    def trajectory_error(self, states: jax.Array, true: jax.Array) -> jax.Array:
+        """Mean squared difference over steps and entries `(batch,)`."""
+
+
 def report_flow(
-    task: "FlowMatchingTask",
+    task: TrajectorySampler,
     model: Any,
     datamodule: Any,
     output_dir: Path,
     *,
     num_examples: int | None = None,
-    beside: "Mapping[str, tuple[FlowMatchingTask, nnx.Module]] | None" = None,
+    beside: Mapping[str, tuple[TrajectorySampler, nnx.Module]] | None = None,
 ) -> dict[str, Any]:
     """Samples `task.num_samples` trajectories from each of the test trajectories' starts, and looks at them.
 
@@ -86,7 +116,7 @@ class _Judge:
 
     def __init__(
         self,
-        task: "FlowMatchingTask",
+        task: TrajectorySampler,
         model: Any,
         windows: np.ndarray,
         conditions: np.ndarray | None,
@@ -109,7 +139,7 @@ class _Judge:
         difference = self.demonstrations.mean(0) - self.motions(self.windows)
         return float(np.mean((difference * self.change_std) ** 2))
 
-    def look_at(self, task: "FlowMatchingTask", model: Any) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    def look_at(self, task: TrajectorySampler, model: Any) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """Samples `(starts, samples, horizon + 1, state_dim)`, their modes `(starts, samples)`, and figures."""
         each = task.num_samples
         compiled = task.sampler(model)
@@ -173,9 +203,7 @@ def _train_windows(datamodule: Any, otherwise: np.ndarray) -> np.ndarray:
     return np.stack(windows)
 
 
-def _times(
-    task: "FlowMatchingTask", model: Any, windows: np.ndarray, conditions: np.ndarray | None
-) -> dict[str, float]:
+def _times(task: TrajectorySampler, model: Any, windows: np.ndarray, conditions: np.ndarray | None) -> dict[str, float]:
     """Median seconds (s) of a call, compiled, at batch 1 and 32, in one ODE step and in the task's number of them."""
     times = {}
     for ode_steps in sorted({1, task.ode_steps}):
@@ -195,7 +223,7 @@ def _times(
 
 
 def _plot(
-    task: "FlowMatchingTask", windows: np.ndarray, samples: np.ndarray, labels: np.ndarray, modes: Modes, path: Path
+    task: TrajectorySampler, windows: np.ndarray, samples: np.ndarray, labels: np.ndarray, modes: Modes, path: Path
 ) -> None:
     """Demonstrations in grey and samples in their modes' colours, entry by entry; and how many are of each mode."""
     names = labels_of(task.physics)
@@ -243,7 +271,7 @@ def _color(mode: int) -> str:
     return "tab:red" if mode < 0 else _COLORS[mode % len(_COLORS)]
 
 
-def _film(task: "FlowMatchingTask", samples: np.ndarray, path: Path) -> Path | None:
+def _film(task: TrajectorySampler, samples: np.ndarray, path: Path) -> Path | None:
     """The samples of one start, one after the other, where the system can be drawn and this machine can draw."""
     model = model_of(task.physics)
     if model is None:

@@ -248,7 +248,17 @@ class GRUDynamicsTask(Task):
         from galvanax.tasks.gru_report import report_error_growth
 
         models = {"model": model, **self.models_beside(beside)}
-        return report_error_growth(self, models, datamodule, output_dir, num_examples)
+        assert self.history is not None
+        assert self.horizon is not None
+        return report_error_growth(
+            models,
+            datamodule,
+            output_dir,
+            num_examples,
+            history=self.history,
+            horizon=self.horizon,
+            dt=self.dt or 1.0,
+        )
 
 
 def check_coordinates(indices: tuple[int, ...] | None, layout: StateLayout) -> None:

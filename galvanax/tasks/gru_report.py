@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import ConfigError
 from galvanax.networks.gru_dynamics import GRUEnsemble
+from galvanax.networks.gru_rollout import read_history, rollout
 from galvanax.physics.error_growth import ErrorGrowth, error_growth, linear_extrapolation, persistence
+from galvanax.physics.layout import StateLayout
 from galvanax.physics.state_labels import label_layout
-
-if TYPE_CHECKING:
-    from galvanax.datamodules.datamodule import DataModule
-    from galvanax.tasks.gru_dynamics import GRUDynamicsTask
 
 BEYOND = 10  # horizons that are looked at
 EXAMPLES = 1000
@@ -31,32 +30,43 @@ UNITS = {  # of squared errors
 
 
 def report_error_growth(
-    task: "GRUDynamicsTask",
     models: Mapping[str, Any],
-    datamodule: "DataModule",
+    datamodule: DataModule,
     output_dir: Path,
     num_examples: int | None,
+    *,
+    history: int,
+    horizon: int,
+    dt: float,
 ) -> dict[str, Any]:
-    """See `GRUDynamicsTask.report`; `models` are by name, the first one the run's own."""
-    assert task.history is not None
-    assert task.horizon is not None
+    """See `GRUDynamicsTask.report`.
+
+    Args:
+      models: by name, the first one the run's own.
+      datamodule: of the trajectories.
+      output_dir: of the plots.
+      num_examples: windows to predict.
+      history: states that a model sees of the past.
+      horizon: steps that it was trained for.
+      dt: seconds (s) a step.
+    """
     model: GRUEnsemble = next(iter(models.values()))
-    states, actions = _windows(task.history, BEYOND * task.horizon, datamodule, num_examples or EXAMPLES)
-    horizon = states.shape[1] - task.history
-    true, past = states[:, task.history :], states[:, : task.history]
-    predictions = {name: _predict(task, other, states, actions) for name, other in models.items()}
-    predictions["persistence"] = persistence(past, horizon)
-    predictions["linear_extrapolation"] = linear_extrapolation(model.layout, past, horizon)
+    states, actions = _windows(history, BEYOND * horizon, datamodule, num_examples or EXAMPLES)
+    steps = states.shape[1] - history
+    true, past = states[:, history:], states[:, :history]
+    predictions = {name: _predict(other, states, actions, history) for name, other in models.items()}
+    predictions["persistence"] = persistence(past, steps)
+    predictions["linear_extrapolation"] = linear_extrapolation(model.layout, past, steps)
     scale = np.asarray(model.members.features.std[...])[0, -model.layout.nv :]
     growth = {name: error_growth(model.layout, states, true, scale) for name, states in predictions.items()}
     ratio = growth["model"].mse["all"] / growth["persistence"].mse["all"]
-    _plot(growth, task.horizon, task.dt or 1.0, output_dir / "error_growth.png")
-    _plot_example(predictions["model"][0], states[0], task, output_dir / "predicted_vs_true.png")
-    within = slice(0, task.horizon)
-    figures: dict[str, Any] = {"num_examples": len(states), "horizon": task.horizon, "steps": horizon}
+    _plot(growth, horizon, dt, output_dir / "error_growth.png")
+    _plot_example(predictions["model"][0], states[0], model.layout, history, dt, output_dir / "predicted_vs_true.png")
+    within = slice(0, horizon)
+    figures: dict[str, Any] = {"num_examples": len(states), "horizon": horizon, "steps": steps}
     per_step = {"mse": growth["model"].mse["all"], "mae": growth["model"].mae["all"], "mse_over_persistence": ratio}
     for name, values in per_step.items():
-        figures |= {f"{name}_step_{h + 1}": float(values[h]) for h in range(min(task.horizon, horizon))}
+        figures |= {f"{name}_step_{h + 1}": float(values[h]) for h in range(min(horizon, steps))}
     figures["mse_over_persistence"] = ratio.tolist()
     for name in models:
         figures[f"{name}_mse_at_horizon"] = float(growth[name].mse["all"][within][-1])
@@ -87,16 +97,13 @@ def _windows(history: int, longest: int, datamodule: Any, num_examples: int) -> 
     )
 
 
-def _predict(task: "GRUDynamicsTask", model: GRUEnsemble, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    from galvanax.tasks.learned_dynamics import GRUDynamics
-
-    assert task.history is not None
-    dynamics, now = GRUDynamics(task, model), task.history - 1
+def _predict(model: GRUEnsemble, states: np.ndarray, actions: np.ndarray, history: int) -> np.ndarray:
+    now = history - 1
 
     @jax.jit
     def predict(states: jax.Array, actions: jax.Array) -> jax.Array:
-        past = dynamics.init_history(states[:, : now + 1], actions[:, : now + 1])
-        return dynamics.rollout(past, actions[:, now:-1])
+        past = read_history(model, states[:, :history], actions[:, :history])
+        return rollout(model, past, actions[:, now:-1], "moment")
 
     return np.asarray(predict(jnp.asarray(states), jnp.asarray(actions)))
 
@@ -117,19 +124,19 @@ def _plot(growth: Mapping[str, ErrorGrowth], horizon: int, dt: float, path: Path
     _save(figure, path)
 
 
-def _plot_example(predicted: np.ndarray, states: np.ndarray, task: "GRUDynamicsTask", path: Path) -> None:
-    assert task.layout is not None
-    assert task.history is not None
-    count, dt = states.shape[-1], task.dt or 1.0
+def _plot_example(
+    predicted: np.ndarray, states: np.ndarray, layout: StateLayout, history: int, dt: float, path: Path
+) -> None:
+    count = states.shape[-1]
     figure = Figure(figsize=(9.6, 1.6 * -(-count // 2)), layout="constrained")
-    times = dt * (np.arange(len(states)) - task.history + 1)
+    times = dt * (np.arange(len(states)) - history + 1)
     all_axes = figure.subplots(-(-count // 2), 2, squeeze=False, sharex=True).ravel()
     for unused in all_axes[count:]:  # of an odd number, the last
         unused.remove()
         all_axes[count - 2].tick_params(labelbottom=True)
-    for index, (axes, name) in enumerate(zip(all_axes, label_layout(task.layout), strict=False)):
+    for index, (axes, name) in enumerate(zip(all_axes, label_layout(layout), strict=False)):
         axes.plot(times, states[:, index], color="0.55", linewidth=3, label="true")
-        axes.plot(times[task.history :], predicted[:, index], color="tab:blue", label="model, fed back")
+        axes.plot(times[history:], predicted[:, index], color="tab:blue", label="model, fed back")
         axes.axvline(0, color="0.8", linewidth=1, zorder=0)
         axes.set(ylabel=name)
         axes.grid(alpha=0.3)

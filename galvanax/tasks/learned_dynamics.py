@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,8 @@ import mujoco
 
 from galvanax.errors import ConfigError, DataError
 from galvanax.networks.gru_dynamics import GRUEnsemble, History
-from galvanax.physics.dynamics import unroll
+from galvanax.networks.gru_rollout import Propagation, read_history, rollout, step_with_variance
 from galvanax.physics.hydrax import refresh_kinematics
-from galvanax.physics.integrators import integrate_positions
 from galvanax.physics.models import load_model
 from galvanax.physics.quiet_mjx import mjx
 from galvanax.tasks.gru_dynamics import GRUDynamicsTask
@@ -35,7 +34,7 @@ class GRUDynamics:
 
     task: GRUDynamicsTask
     model: GRUEnsemble
-    propagation: Literal["moment", "member"] = "moment"
+    propagation: Propagation = "moment"
     system: mjx.Model | None = None
 
     @classmethod
@@ -45,7 +44,7 @@ class GRUDynamics:
         checkpoint: str | Path = "best",
         *,
         system: str | Path | mujoco.MjModel | None = None,
-        propagation: Literal["moment", "member"] = "moment",
+        propagation: Propagation = "moment",
     ) -> Self:
         """Loads a run of `GRUDynamicsTask`; needs none of its data.
 
@@ -59,7 +58,7 @@ class GRUDynamics:
           CheckpointError: as `Task.load`.
           ConfigError: the system is not the one that was learned, or the propagation is unknown.
         """
-        if propagation not in ("moment", "member"):
+        if propagation not in get_args(Propagation):
             raise ConfigError(f'propagation={propagation!r}: expected "moment" or "member".')
         task, model = GRUDynamicsTask.load(run_dir, checkpoint)
         compiled = load_model(system) if isinstance(system, str | Path) else system
@@ -95,7 +94,7 @@ class GRUDynamics:
                 f"states {list(states.shape)} and actions {list(actions.shape)}; expected "
                 f"(..., history, {expected[0]}) and (..., history, {expected[1]})."
             )
-        return _members_last(self.model.encode(states, actions), states.ndim - 2)
+        return read_history(self.model, states, actions)
 
     def step(self, history: History, action: jax.Array) -> tuple[History, jax.Array]:
         """Holds `action (..., action_dim)` for a step; returns the next state `(..., state_dim)` too."""
@@ -108,17 +107,11 @@ class GRUDynamics:
         With "moment", that of the mixture of the members' Gaussians: the mean of the variances and the variance of the
         means. With "member", each member's own.
         """
-        batch_axes = jnp.ndim(action) - 1
-        history, prediction = self.model.step(_members_first(history, batch_axes), jnp.asarray(action, jnp.float32))
-        state, variance = prediction
-        if self.propagation == "moment":
-            state, variance = self._moments(state, variance)
-            history = history._replace(state=jnp.broadcast_to(state, history.state.shape))
-        return _members_last(history, batch_axes), state, variance
+        return step_with_variance(self.model, history, action, self.propagation)
 
     def rollout(self, history: History, actions: jax.Array) -> jax.Array:
         """The states after each of the actions `(..., horizon, action_dim)`: `(..., horizon, state_dim)`."""
-        return unroll(self.step, history, actions)
+        return rollout(self.model, history, actions, self.propagation)
 
     def kinematics(self, state: jax.Array) -> mjx.Data:
         """`mjx.Data` at `state (state_dim,)` with `xpos`, `xmat`, `site_xpos` and the like as they are there.
@@ -129,20 +122,3 @@ class GRUDynamics:
         if self.system is None:
             raise ConfigError("kinematics needs the system: GRUDynamics.load(run_dir, system=...).")
         return refresh_kinematics(self.system, mjx.make_data(self.system), state)
-
-    def _moments(self, states: jax.Array, variances: jax.Array) -> tuple[jax.Array, jax.Array]:
-        layout, nv = self.model.layout, self.model.layout.nv
-        apart = layout.difference(states, jnp.broadcast_to(states[:1], states.shape))
-        shift = apart.mean(0)
-        qpos = integrate_positions(layout, states[0, ..., : layout.nq], shift[..., :nv], 1.0)
-        mean = jnp.concatenate([qpos, states[0, ..., layout.nq :] + shift[..., nv:]], axis=-1)
-        return mean, variances.mean(0) + apart.var(0)
-
-
-def _members_last(history: History, batch_axes: int) -> History:
-    """Members behind the batch axes, so that vmap over a batch of histories is what anyone expects."""
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, batch_axes), history)
-
-
-def _members_first(history: History, batch_axes: int) -> History:
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, batch_axes, 0), history)

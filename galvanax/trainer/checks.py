@@ -3,21 +3,19 @@
 import inspect
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from galvanax.callbacks.callback import Callback
 from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import ConfigError, nearest
 from galvanax.runs import config
 from galvanax.tasks.task import Task
-
-if TYPE_CHECKING:
-    from galvanax.trainer.trainer import Trainer
+from galvanax.trainer.settings import TrainerSettings
 
 LARGEST_SEED = 2**32 - 1  # of Grain's shuffles
 
 
-def check_parts(trainer: "Trainer", task: Any, data: Any) -> None:
+def check_parts(trainer: TrainerSettings, task: Any, data: Any) -> None:
     """Raises ConfigError where a part of the run is of another kind than it must be, or names a hook that is none."""
     _check_kind("task", task, Task, data)
     _check_kind("data", data, DataModule, task)

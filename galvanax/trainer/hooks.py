@@ -1,13 +1,11 @@
 """Calling the callbacks."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from galvanax.callbacks.callback import Callback
+from galvanax.callbacks.run_view import RunView
 from galvanax.files import dump_json, load_json
-
-if TYPE_CHECKING:
-    from galvanax.trainer.run import Run
 
 log = logging.getLogger("galvanax")
 
@@ -27,7 +25,7 @@ class Hooks:
         self._begun: list[Callback] = []
         self._errors: list[Exception | SystemExit] = []
 
-    def begin(self, run: "Run", host: dict[str, Any]) -> None:
+    def begin(self, run: RunView, host: dict[str, Any]) -> None:
         """Starts them, with the host state that a checkpoint kept of them. The first error is raised at once."""
         for callback in self.callbacks.values():
             callback.on_fit_start(run)
@@ -68,7 +66,7 @@ class Hooks:
                 self._errors.append(TypeError(f"{type(callback).__name__}.host_state gave no JSON data: {error}"))
         return states
 
-    def fail(self, run: "Run", error: BaseException) -> None:
+    def fail(self, run: RunView, error: BaseException) -> None:
         """Tells those that have begun that the run ends by an error; what they raise then is only logged."""
         for callback in self._begun:
             self.call(callback, "on_exception", run, error)

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -16,11 +16,8 @@ from galvanax.runs.checkpoints import CheckpointFolder, check_task, verified_met
 from galvanax.runs.history import read_history
 from galvanax.runs.integrity import read_meta
 from galvanax.trainer import processes
-from galvanax.trainer.run import STATE_FIELDS
-from galvanax.trainer.state import Arrays, TrainState
-
-if TYPE_CHECKING:
-    from galvanax.trainer.trainer import Trainer
+from galvanax.trainer.settings import TrainerSettings
+from galvanax.trainer.state import STATE_FIELDS, Arrays, TrainState
 
 log = logging.getLogger("galvanax")
 
@@ -129,7 +126,7 @@ class Resume:
             log.warning("not taken over from %s: %s", self.folder, _summary(dropped))
 
 
-def find_resume(trainer: "Trainer", task_type: str, resume: str | Path | int | None) -> Resume | None:
+def find_resume(trainer: TrainerSettings, task_type: str, resume: str | Path | int | None) -> Resume | None:
     """The checkpoint to continue; None for a fresh run.
 
     Raises:
@@ -143,7 +140,7 @@ def find_resume(trainer: "Trainer", task_type: str, resume: str | Path | int | N
     return Resume(folder, meta, auto=resume == "auto")
 
 
-def _search(trainer: "Trainer", task_type: str, resume: str | Path | int | None) -> str | None:
+def _search(trainer: TrainerSettings, task_type: str, resume: str | Path | int | None) -> str | None:
     if resume is None:
         return None
     if trainer.run_dir is None:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,55 +14,28 @@ import numpy as np
 from flax import nnx
 
 from galvanax.callbacks.callback import Callback, evaluation_params
+from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import NonFiniteError, ProcessError
 from galvanax.runs import config
 from galvanax.runs.arrays import name_leaves
 from galvanax.runs.checkpoint_meta import CheckpointMeta
 from galvanax.runs.checkpoints import CheckpointFolder
 from galvanax.runs.run_folder import write_config
+from galvanax.tasks.task import Task
 from galvanax.trainer import placement, processes
 from galvanax.trainer.devices import Devices
+from galvanax.trainer.evaluation import Evaluator
 from galvanax.trainer.feed import TrainFeed
 from galvanax.trainer.hooks import Hooks
 from galvanax.trainer.metric_window import MetricWindow
 from galvanax.trainer.pace import Pace
 from galvanax.trainer.programs import finite_weights, lower_train_program, weight_names
+from galvanax.trainer.result import FitResult
 from galvanax.trainer.schedule import next_multiple
-from galvanax.trainer.state import TrainState
-
-if TYPE_CHECKING:
-    from galvanax.datamodules.datamodule import DataModule
-    from galvanax.tasks.task import Task
-    from galvanax.trainer.evaluation import Evaluator
-    from galvanax.trainer.trainer import Trainer
+from galvanax.trainer.settings import TrainerSettings
+from galvanax.trainer.state import STATE_FIELDS, TrainState
 
 log = logging.getLogger("galvanax")
-
-STATE_FIELDS = ("step", "params", "variables", "opt_state", "carry", "slots")
-
-
-@dataclasses.dataclass
-class FitResult:
-    """What `Trainer.fit` returns.
-
-    Attributes:
-      task: the task with the fields that the data decided.
-      model: the model at the end, with evaluation weights (averaged ones where a callback averages).
-      metrics: the last value of every metric, `{"train/loss": ..., "val/loss": ...}`.
-      history: what was logged, a row for each step with any: `{"step": 50, "epoch": 0.5, "train/loss": ...}`, of
-        training and validation; of a resumed run from its first step on. `pandas.DataFrame(result.history)`.
-      state: the final train state.
-      best_checkpoint: the folder of the best checkpoint, or None.
-      stop_reason: why the run ended before its last step, or None.
-    """
-
-    task: "Task"
-    model: nnx.Module
-    metrics: dict[str, float]
-    history: list[dict[str, float]]
-    state: TrainState
-    best_checkpoint: Path | None
-    stop_reason: str | None
 
 
 @dataclasses.dataclass
@@ -92,9 +65,9 @@ class Run:
       stop_reason: set by `stop`.
     """
 
-    trainer: "Trainer"
-    task: "Task"
-    datamodule: "DataModule"
+    trainer: TrainerSettings
+    task: Task
+    datamodule: DataModule
     callbacks: dict[str, Callback]
     run_dir: Path | None
     devices: Devices
@@ -102,7 +75,7 @@ class Run:
     num_steps: int
     pace: Pace
     program: Any
-    evaluator: "Evaluator | None"
+    evaluator: Evaluator | None
     state: TrainState
     key: jax.Array
     metric_names: list[str]
@@ -127,13 +100,18 @@ class Run:
     def __post_init__(self) -> None:
         self._copy = _copy_program(self.callbacks)
         self._weights = weight_names(self.state)
-        self._window = MetricWindow(self.trainer.log_every, [f"train/{name}" for name in self.task.totals])
+        self._window = MetricWindow(self.log_every, [f"train/{name}" for name in self.task.totals])
         self._hosted = {
             name: callback
             for name, callback in self.callbacks.items()
             if processes.is_main() or not callback.main_process_only
         }
         self._hooks = Hooks(self._hosted)
+
+    @property
+    def log_every(self) -> int:
+        """Steps over which training metrics are averaged for the loggers."""
+        return self.trainer.log_every
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -271,7 +249,7 @@ class Run:
         self._host = host
         self.feed.position = meta.position
         # A run that ended here has logged and measured what one that goes on does not, or not yet.
-        self._window.rows = meta.window if self.step % self.trainer.log_every else {}
+        self._window.rows = meta.window if self.step % self.log_every else {}
         if unknown := self._window.sums.keys() - meta.totals.keys():
             names = ", ".join(sorted(unknown))
             log.warning("counted from step %d on, as the checkpoint has none: %s", self.step, names)
@@ -301,7 +279,7 @@ class Run:
 
     def logged_again(self) -> tuple[str, ...]:
         """Prefixes of the metrics of this step that a resumed run logs again, or not at all: loggers drop them."""
-        again = self.step % self.trainer.log_every and self._rest_logged != self.step
+        again = self.step % self.log_every and self._rest_logged != self.step
         train = ("train/", "speed/") if again else ()
         return (*train, *(("val/",) if self.validated_at != self.step else ()))
 

@@ -4,13 +4,14 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from galvanax.callbacks.callback import Callback, name_callbacks
+from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import ConfigError, nearest
 from galvanax.runs import config
 from galvanax.runs.arrays import describe, name_leaves
@@ -18,6 +19,7 @@ from galvanax.runs.checkpoint import Checkpoint
 from galvanax.runs.checkpoints import CheckpointFolder, check_task, verified_meta
 from galvanax.runs.run_folder import check_free, prepare_folder, run_path
 from galvanax.runs.weights import load_model
+from galvanax.tasks.task import Task
 from galvanax.trainer import placement, processes, rendezvous
 from galvanax.trainer.batch import batch_bytes
 from galvanax.trainer.checks import check_parts
@@ -32,13 +34,9 @@ from galvanax.trainer.programs import INIT, TRAIN, lower_train_program, stream_k
 from galvanax.trainer.resume import Resume, find_resume
 from galvanax.trainer.run import Run
 from galvanax.trainer.schedule import Epochs, Steps, check_interval
+from galvanax.trainer.settings import TrainerSettings
 from galvanax.trainer.splits import check_splits
 from galvanax.trainer.state import Arrays, ModelDef, TrainState
-
-if TYPE_CHECKING:
-    from galvanax.datamodules.datamodule import DataModule
-    from galvanax.tasks.task import Task
-    from galvanax.trainer.trainer import Trainer
 
 log = logging.getLogger("galvanax")
 
@@ -63,7 +61,7 @@ class Plan:
       metric_names: what the training program measures.
     """
 
-    task: "Task"
+    task: Task
     callbacks: dict[str, Callback]
     devices: Devices
     feed: TrainFeed
@@ -80,7 +78,7 @@ class Plan:
         return lower_train_program(self.program, self.state, self.feed.spec, self.capacity, self.devices)
 
 
-def plan_run(trainer: "Trainer", task: "Task", data: "DataModule", devices: Devices) -> Plan:
+def plan_run(trainer: TrainerSettings, task: Task, data: DataModule, devices: Devices) -> Plan:
     """Sets the data up, reads one batch, traces the step. Raises as `Trainer.fit` does."""
     processes.main_first("data", data.setup)
     task = task.setup(data)
@@ -105,7 +103,7 @@ def plan_run(trainer: "Trainer", task: "Task", data: "DataModule", devices: Devi
     )  # fmt: skip
 
 
-def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str | int | Path | None) -> Run:
+def start_run(trainer: TrainerSettings, task: Task, data: DataModule, resume: str | int | Path | None) -> Run:
     """Checks everything, builds the state and the programs, prepares the run folder. Raises as `Trainer.fit` does."""
     check_parts(trainer, task, data)
     check_settings(trainer)
@@ -156,14 +154,14 @@ def start_run(trainer: "Trainer", task: "Task", data: "DataModule", resume: str 
     return run
 
 
-def all_callbacks(trainer: "Trainer") -> list[Callback]:
+def all_callbacks(trainer: TrainerSettings) -> list[Callback]:
     """The Trainer's callbacks, and a plain Checkpoint where it has a folder and none is among them."""
     given = list(trainer.callbacks)
     own = any(isinstance(callback, Checkpoint) for callback in given)
     return given if own or not trainer.checkpoint or trainer.run_dir is None else [*given, Checkpoint()]
 
 
-def _describe(trainer: "Trainer", task: "Task", data: dict[str, Any]) -> dict[str, Any]:
+def _describe(trainer: TrainerSettings, task: Task, data: dict[str, Any]) -> dict[str, Any]:
     """JSON of everything that a run was made of."""
     settings = config.to_json(dataclasses.replace(trainer, callbacks=()))
     settings["strategy"] = config.to_json(trainer.strategy)  # with its type
@@ -180,10 +178,10 @@ def _describe(trainer: "Trainer", task: "Task", data: dict[str, Any]) -> dict[st
 
 
 def evaluator_for(
-    trainer: "Trainer",
-    task: "Task",
+    trainer: TrainerSettings,
+    task: Task,
     definition: ModelDef,
-    data: "DataModule",
+    data: DataModule,
     devices: Devices,
     split: str,
     limit: int | None,
@@ -197,7 +195,7 @@ def evaluator_for(
 
 
 def weights_for(
-    trainer: "Trainer", task: "Task", checkpoint: str | Path, model: nnx.Module | None
+    trainer: TrainerSettings, task: Task, checkpoint: str | Path, model: nnx.Module | None
 ) -> tuple[ModelDef, Arrays, Arrays]:
     """`(definition, params, variables)` of a checkpoint, or of `model` where one is given."""
     definition = _definition(trainer, task)
@@ -211,7 +209,7 @@ def weights_for(
     return definition, *definition.split(model)
 
 
-def check_settings(trainer: "Trainer") -> None:
+def check_settings(trainer: TrainerSettings) -> None:
     """Raises ConfigError for a setting that makes no sense."""
     if trainer.max_epochs is None and trainer.max_steps is None:
         raise ConfigError("The Trainer has neither max_epochs nor max_steps: say when the run ends.")
@@ -224,7 +222,7 @@ def check_settings(trainer: "Trainer") -> None:
             raise ConfigError(f"{type(callback).__name__} writes files: give the Trainer a run_dir.")
 
 
-def check_shared_settings(trainer: "Trainer") -> None:
+def check_shared_settings(trainer: TrainerSettings) -> None:
     """As `check_settings`, for what evaluation reads as well as training."""
     for name in (
         "max_epochs",
@@ -240,11 +238,11 @@ def check_shared_settings(trainer: "Trainer") -> None:
         raise ConfigError(f'Trainer.precision={trainer.precision!r}: expected "float32" or "bfloat16".')
 
 
-def _definition(trainer: "Trainer", task: "Task") -> ModelDef:
+def _definition(trainer: TrainerSettings, task: Task) -> ModelDef:
     return ModelDef(task.build_model, jnp.bfloat16 if trainer.precision == "bfloat16" else None)
 
 
-def _count_steps(trainer: "Trainer", feed: TrainFeed) -> int:
+def _count_steps(trainer: TrainerSettings, feed: TrainFeed) -> int:
     limits = [] if trainer.max_steps is None else [trainer.max_steps]
     if trainer.max_epochs is not None:
         if feed.steps_per_epoch is None:
@@ -256,15 +254,15 @@ def _count_steps(trainer: "Trainer", feed: TrainFeed) -> int:
     return min(limits)
 
 
-def _choose_capacity(trainer: "Trainer", feed: TrainFeed, num_steps: int) -> int:
+def _choose_capacity(trainer: TrainerSettings, feed: TrainFeed, num_steps: int) -> int:
     if trainer.steps_per_dispatch is not None:
         return trainer.steps_per_dispatch
     return max(1, min(STACK, num_steps, STACK_BYTES // max(1, batch_bytes(feed.spec))))
 
 
 def _creator(
-    task: "Task",
-    data: "DataModule",
+    task: Task,
+    data: DataModule,
     callbacks: dict[str, Callback],
     definition: ModelDef,
     num_steps: int,
@@ -293,7 +291,7 @@ def _creator(
     return create
 
 
-def _create_state(trainer: "Trainer", plan: Plan, data: "DataModule") -> TrainState:
+def _create_state(trainer: TrainerSettings, plan: Plan, data: DataModule) -> TrainState:
     """A fresh run's state: its weights as statistics and callbacks set them, then everything that starts from them."""
     definition, devices = plan.definition, plan.devices
 
@@ -328,7 +326,7 @@ def _check_weights(callback: str, before: tuple[Arrays, Arrays], after: tuple[Ar
                 )
 
 
-def _load_state(resumed: Resume, trainer: "Trainer", plan: Plan, run_config: dict[str, Any]) -> TrainState:
+def _load_state(resumed: Resume, trainer: TrainerSettings, plan: Plan, run_config: dict[str, Any]) -> TrainState:
     """A resumed run's state: what its checkpoint has of it, and the rest made anew around those weights."""
 
     def create(params: Arrays, variables: Arrays) -> TrainState:
@@ -346,7 +344,7 @@ def _check_monitor(callback: str, monitor: str | None, names: list[str]) -> None
         raise ConfigError(f"{callback} monitors {monitor!r}, which is no metric of this run.{nearest(monitor, names)}")
 
 
-def _prepare_folder(trainer: "Trainer", resumed: Resume | None) -> Path | None:
+def _prepare_folder(trainer: TrainerSettings, resumed: Resume | None) -> Path | None:
     """Makes the run's folder ready, before callbacks cut logs: a kill between the two must not lose their rows."""
     if trainer.run_dir is None:
         return None

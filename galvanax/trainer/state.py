@@ -11,6 +11,8 @@ from flax import nnx
 
 Arrays = dict[str, jax.Array]
 
+STATE_FIELDS = ("step", "params", "variables", "opt_state", "carry", "slots")  # what a checkpoint holds
+
 
 class ModelDef:
     """A model without its arrays: what turns flat dicts of arrays into an `nnx.Module` and back.

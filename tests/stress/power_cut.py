@@ -217,7 +217,7 @@ class Wait(gx.Callback):
         """See `Callback`."""
         return (step // self.every + 1) * self.every
 
-    def on_step(self, run: gx.Run) -> None:
+    def on_step(self, run: gx.RunView) -> None:
         """See `Callback`."""
         writer = next(one for one in run.callbacks.values() if isinstance(one, gx.Checkpoint))._writer
         with writer._changed:

@@ -109,7 +109,7 @@ class Fill(gx.Callback):
     at: int
     left: int
 
-    def on_train_metrics(self, run: gx.Run, steps: range, metrics: dict[str, Any]) -> None:
+    def on_train_metrics(self, run: gx.RunView, steps: range, metrics: dict[str, Any]) -> None:
         """See `Callback`."""
         if steps[-1] >= self.at:
             found = os.statvfs(self.disk)

@@ -8,6 +8,7 @@ import pytest
 from support import LineTask, assert_same_state, line_data
 
 import galvanax as gx
+from galvanax.trainer.run import Run
 
 
 @pytest.mark.behaviour("reports 9")
@@ -36,7 +37,7 @@ def test_many_fits_keep_nothing():
 
     def held():
         gc.collect()
-        return len(jax.live_arrays()), sum(type(thing) is gx.Run for thing in gc.get_objects())
+        return len(jax.live_arrays()), sum(type(thing) is Run for thing in gc.get_objects())
 
     counts = []
     for seed in range(3):

@@ -455,7 +455,12 @@ class LeggedEnvironment(MJXEnvironment):
     @functools.cached_property
     def symmetry(self) -> Symmetry:
         """The robot mirrored at its sagittal plane. Raises ConfigError where the gait is not symmetric."""
-        return mirror_image(self)
+        if self.observes_phase and self.gait.offset != (0.0, 0.5):
+            raise ConfigError(
+                f"{type(self).__name__}.gait.offset={self.gait.offset} is not symmetric; expected (0, 0.5)."
+            )
+        columns = 0 if self.height_scan is None else int(self.height_scan.y[2])
+        return mirror_image(self.joints, self.mj_model, self.observation_layout, columns)
 
     @functools.cached_property
     def _noise_amplitudes(self) -> np.ndarray:

@@ -1,30 +1,29 @@
 """The mirror image of a legged robot."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import mujoco
 import numpy as np
 
 from galvanax.envs.symmetry import Symmetry
-from galvanax.errors import ConfigError
-
-if TYPE_CHECKING:
-    from galvanax.envs.legged.legged import LeggedEnvironment
 
 _SIDES = {"left": "right", "right": "left", "FL": "FR", "FR": "FL", "RL": "RR", "RR": "RL"}
 
 
-def mirror_image(env: "LeggedEnvironment") -> Symmetry:
+def mirror_image(
+    joints: tuple[str, ...], model: mujoco.MjModel, layout: Mapping[str, slice], scan_columns: int
+) -> Symmetry:
     """A robot mirrored at its sagittal plane: left and right change places, roll and yaw change sign.
 
     Joints of a left and a right leg are taken to turn about the same axis, as they do on Unitree's robots.
 
-    Raises:
-      ConfigError: the gait's clock is not the same for both sides, half a stride apart.
+    Args:
+      joints: names, in the order of the actions: `left_hip` or `FL_hip`.
+      model: that they are of.
+      layout: where the parts of an observation are.
+      scan_columns: points of a height scan from right to left.
     """
-    if env.observes_phase and env.gait.offset != (0.0, 0.5):
-        raise ConfigError(f"{type(env).__name__}.gait.offset={env.gait.offset} is not symmetric; expected (0, 0.5).")
-    joints, signs = _mirror_joints(env.joints, env.mj_model)
+    order_of_joints, signs = _mirror_joints(joints, model)
     flips = {
         "lin_vel": [1, -1, 1],
         "ang_vel": [-1, 1, -1],
@@ -33,19 +32,18 @@ def mirror_image(env: "LeggedEnvironment") -> Symmetry:
         "phase": [-1, -1],  # half a stride on
     }
     order, obs_signs = [], []
-    for name, part in env.observation_layout.items():
+    for name, part in layout.items():
         places = np.arange(part.stop - part.start)
         if name in ("joint_pos", "joint_vel", "last_action"):
-            order.append(part.start + joints)
+            order.append(part.start + order_of_joints)
             obs_signs.append(signs)
         elif name == "height_scan":
-            assert env.height_scan is not None
-            order.append(part.start + places.reshape(-1, int(env.height_scan.y[2]))[:, ::-1].ravel())
+            order.append(part.start + places.reshape(-1, scan_columns)[:, ::-1].ravel())
             obs_signs.append(np.ones(len(places)))
         else:
             order.append(part.start + places)
             obs_signs.append(np.array(flips[name]))
-    return Symmetry(np.concatenate(order), np.concatenate(obs_signs).astype(np.float32), joints, signs)
+    return Symmetry(np.concatenate(order), np.concatenate(obs_signs).astype(np.float32), order_of_joints, signs)
 
 
 def _mirror_joints(names: tuple[str, ...], model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
