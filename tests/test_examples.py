@@ -35,6 +35,7 @@ def write_logs(folder):
         np.savez(folder / f"{index}.npz", timestamp=time, qpos=states[:, :2], qvel=states[:, 2:], ctrl=actions)
 
 
+@pytest.mark.slow
 def test_plan(tmp_path, capsys):
     write_logs(tmp_path / "logs")
     logs = gx.TrajectoryDataModule(str(tmp_path / "logs"), system="cart-pole", history=4, horizon=5, batch_size=64)

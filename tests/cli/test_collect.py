@@ -167,6 +167,7 @@ def test_shards_hold_what_one_file_holds(policy, tmp_path):
         assert shard["dt"] == one["dt"]
 
 
+@pytest.mark.slow
 def test_episodes_are_the_same_however_many_run_side_by_side(policy):
     model, env = policy
 

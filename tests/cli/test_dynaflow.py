@@ -76,6 +76,7 @@ def gx_run(run_dir):
     return load_run(run_dir)
 
 
+@pytest.mark.slow
 def test_evaluate_takes_the_original_options(run_dir, motions, tmp_path):
     main(
         [
@@ -89,6 +90,7 @@ def test_evaluate_takes_the_original_options(run_dir, motions, tmp_path):
     assert (tmp_path / "plots" / "samples.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_comparator_beside(run_dir, motions, tmp_path):
     other = tmp_path / "states"
     main(["fit", "pendulum-stateflow", "--data", str(motions), *FIT, "--trainer.run-dir", str(other)])

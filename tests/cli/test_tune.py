@@ -130,6 +130,7 @@ def test_a_killed_search_goes_on(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_falls_behind_is_pruned():
     """After five whole trials, rates that learn slower than the median end early; their runs are there all the same."""
     found = gx.tune(experiment, {"rate": gx.Range(1e-6, 0.2, log=True)}, "some", num_trials=9)

@@ -407,6 +407,7 @@ def test_ours_runs_brax_inverted_pendulum():
     np.testing.assert_array_equal(found["episode_return"][:, 0], [1, 2, 3, 1, 2, 3, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.behaviour("peers 133")
 def test_ours_runs_playground():
     pytest.importorskip("mujoco_playground")

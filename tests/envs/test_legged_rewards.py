@@ -223,7 +223,7 @@ def expected_terms(this, before, data, torques, action, last_action, command, st
     }
 
 
-@pytest.mark.parametrize("name", ROBOTS)
+@pytest.mark.parametrize("name", ["go2", pytest.param("g1", marks=pytest.mark.slow)])
 def test_rewards_of_real_steps(name):
     """From random states in contact: what each term makes of a step is what numpy makes of C MuJoCo's."""
     this, rng = robot(name), np.random.default_rng(11)

@@ -301,6 +301,7 @@ def test_a_users_model_is_read_by_name(variant):
     assert [model.body(foot).name for foot in layout.feet] == list(plain.feet)
 
 
+@pytest.mark.slow
 def test_a_users_model_moves_as_ours(variant):
     """The same step within 1e-3: torques find their joints, servos and dampers of the file act no second time."""
     env, _, _ = variant

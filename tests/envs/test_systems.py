@@ -15,6 +15,7 @@ from galvanax.envs import Drive, load, load_system, system_of, systems
 from galvanax.physics import MJXSystem, PendulumSystem, action_limits_of, rollout
 
 
+@pytest.mark.slow
 def test_go2s_step_is_the_environments():
     """Within the joints' ranges, from the same states, on the ground."""
     this, system, rng = robot("go2"), load_system("go2"), np.random.default_rng(4)

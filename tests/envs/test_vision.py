@@ -189,6 +189,7 @@ def test_the_batch_renderer_is_called_as_it_wants(scene, monkeypatch):
         renderer.vision.depth(mjx.put_model(model, impl="jax"), batch)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_WARP, reason="needs the optional package warp-lang")
 def test_warp_sees_what_the_renderer_sees(scene, monkeypatch):
     # A program that calls Warp holds addresses of this process: from the persistent cache it would call into nothing.

@@ -68,6 +68,7 @@ def test_a_rollout_does_not_depend_on_how_many_there_are(pendulum, rollouts):
     np.testing.assert_array_equal(fewer.actions, rollouts.actions[:2])
 
 
+@pytest.mark.slow
 def test_mjx_model_bodies_that_turn_and_held_actions(mixed):
     """Two timesteps a control step, a model put on the device by the caller, nq != nv, the default start."""
     found = collect_random_rollouts(mjx.put_model(mixed), 2, 3, np.array([-1.0]), np.array([1.0]), jax.random.key(3),

@@ -48,6 +48,7 @@ def test_steps_are_a_rollout(pendulum_dynamics):
         np.testing.assert_allclose(state, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rollout_has_a_gradient(pendulum_dynamics):
     history = pendulum_dynamics.init_history(*past(jnp.array([1.0, -1.0])))
     final = jax.jit(lambda actions: pendulum_dynamics.rollout(history, actions)[-1, 0])

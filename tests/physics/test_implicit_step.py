@@ -162,10 +162,8 @@ def test_gradients_are_forward_modes_and_central_differences(leg_jacobians, leg_
     assert_close(found, expected, 1e-6)
 
 
-@pytest.mark.parametrize(
-    ("iterations", "option"),
-    [(4, ""), pytest.param(200, 'solver="CG" jacobian="sparse"', marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("iterations", "option"), [(4, ""), (200, 'solver="CG" jacobian="sparse"')])
 def test_any_way_to_the_solution_has_its_gradient(leg_by_forward_mode, iterations, option):
     found, _ = reverse(simulate(leg(iterations, option), steps=2))(inputs_of(LEG_STATE))
     assert_close(found, leg_by_forward_mode, 1e-8)

@@ -9,6 +9,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("fuzz_run_folder.py")
 
 
+@pytest.mark.slow
 def test_a_few_mutants(tmp_path):
     fuzz(tmp_path, "--mutants", "12", "--processes", "1", "--runs", "net")
 

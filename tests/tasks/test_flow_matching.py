@@ -165,6 +165,7 @@ def test_euler_and_heun_follow_a_known_ode(data):
     assert errors["heun", 8] / errors["heun", 16] == pytest.approx(4, rel=0.15)
 
 
+@pytest.mark.slow
 def test_guidance_stretches_the_answer_from_without_to_with_the_condition(data, motions, tmp_path):
     arrays = dict(np.load(motions))
     side = np.sign(arrays["states"][:, -1:, 0])

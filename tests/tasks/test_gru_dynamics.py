@@ -326,6 +326,7 @@ def test_an_ensemble_is_its_members():
         np.testing.assert_allclose(hidden[index], alone.encode(states, actions).hidden, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gaussian_head_finds_the_noise(tmp_path):
     data = write_logs(tmp_path, 60, noise=0.3)
     task = gx.GRUDynamicsTask(hidden_size=32, learning_rate=5e-3, gaussian=True, train_horizon=1)

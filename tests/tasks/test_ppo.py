@@ -372,6 +372,7 @@ def test_an_environment_is_judged_as_it_says():
     assert found["val/episode_return"] == 12
 
 
+@pytest.mark.slow
 def test_an_environment_may_write_into_its_state():
     """As brax's hopper does: Python numbers, into the dict of metrics that it was given."""
 
@@ -556,6 +557,7 @@ def test_the_adaptive_rate_moves():
 # Accumulated gradients
 
 
+@pytest.mark.slow
 def test_two_minibatches_of_half_the_size_are_one():
     """And a schedule still ends where the run does. The normal distribution's entropy needs no noise."""
     task = small(num_epochs=1, distribution="normal", learning_rate_schedule="linear")
@@ -577,6 +579,7 @@ def test_a_step_has_the_rate_that_its_own_divergence_asks_for():
     assert furthest == pytest.approx(1e-3 + 1.5e-3, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_adaptive_rate_moves_between_updates():
     task = small(learning_rate_schedule="adaptive", desired_kl=1.0, learning_rate=1e-3)
     result, watch = fit(task, steps=3, callbacks=[gx.GradientAccumulation(3)])
@@ -626,6 +629,7 @@ def test_a_mirrored_policy_stays_mirrored():
     assert found["none"] > 100 * found["augment"]
 
 
+@pytest.mark.slow
 def test_the_mirror_loss_makes_a_policy_even():
     """That of its means: the loss says nothing of the deviations."""
     task = small(policy_hidden=(), normalize_observations=False, symmetry="loss")
@@ -639,6 +643,7 @@ def test_the_mirror_loss_makes_a_policy_even():
     assert found[10.0][-1] < 0.2 * found[0.0][-1]
 
 
+@pytest.mark.slow
 def test_a_memory_solves_what_needs_one():
     """6 if it remembers the first observation, 1 if it sees no more than the present one.
 
@@ -912,6 +917,7 @@ def saving(run_dir: Path, *more: gx.Callback, steps: int = 9, every: int = 100) 
     return gx.Trainer(max_steps=steps, run_dir=run_dir, val_every=gx.Steps(7), log_every=3, callbacks=callbacks)
 
 
+@pytest.mark.slow
 @pytest.mark.behaviour("peers 114", "peers 115")
 def test_a_resumed_run_is_the_same_run(tmp_path):
     """Parameters, normaliser, environments, memories, the optimizer and its rate: bit for bit."""

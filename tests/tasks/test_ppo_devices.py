@@ -33,8 +33,13 @@ TASKS = {
 }
 PARTITIONED = gx.Partitioned({"data": 4, "model": 2}, [("policy/*/kernel", (None, "model"))])
 SETUPS = {f"{count} devices": (count, gx.DataParallel()) for count in (1, 2, 4, 8)}
-BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone
+BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone, as are FSDP and a mirrored robot
 SPLIT = {"fsdp": (8, gx.FSDP(min_size=32)), "partitioned": (8, PARTITIONED)}
+
+
+def is_slow(name: str, setup: str) -> bool:
+    """Whether the slow run alone compiles it."""
+    return name == "augment" or setup in (*BETWEEN, "fsdp")
 
 
 class Watch(gx.Callback):
@@ -91,12 +96,14 @@ def main(folder: Path, slow: bool) -> None:
         name: {
             setup: train(name, *where, look=setup == "8 devices")
             for setup, where in SETUPS.items()
-            if slow is (setup in BETWEEN) or setup == "1 devices"
+            if slow is is_slow(name, setup) or setup == "1 devices"
         }
         for name in TASKS
+        if slow or name == "memory"
     }
+    split = {setup: where for setup, where in SPLIT.items() if slow is is_slow("memory", setup)}
+    found["memory"] |= {setup: train("memory", *where) for setup, where in split.items()}
     if not slow:
-        found["memory"] |= {setup: train("memory", *where) for setup, where in SPLIT.items()}
         found["memory"]["moved"] = travel(folder / "run")
         broken = data_of(Point(nan_reward=0.8))
         found["broken"] = [said(small(), broken, devices=count) for count in (1, 8)]
@@ -121,13 +128,20 @@ PAIRS = [(name, setup) for name in TASKS for setup in SETUPS if setup != "1 devi
 
 
 PAIRS += [("memory", setup) for setup in (*SPLIT, "moved")]
-MARKED = [pytest.param(*pair, marks=pytest.mark.slow) if pair[1] in BETWEEN else pair for pair in PAIRS]
+MARKED = [pytest.param(*pair, marks=pytest.mark.slow) if is_slow(*pair) else pair for pair in PAIRS]
+EITHER = [pytest.param(name, marks=pytest.mark.slow) if is_slow(name, "8 devices") else name for name in TASKS]
+
+
+@pytest.fixture
+def seen_by(request):
+    """What the child saw that ran a task in a setup."""
+    return lambda name, setup: request.getfixturevalue("found_slow" if is_slow(name, setup) else "found")[name]
 
 
 @pytest.mark.parametrize(("name", "setup"), MARKED)
-def test_the_numbers_are_those_of_one_device(request, name, setup):
-    found = request.getfixturevalue("found_slow" if setup in BETWEEN else "found")
-    one, other = found[name]["1 devices"]["steps"], found[name][setup]["steps"]
+def test_the_numbers_are_those_of_one_device(seen_by, name, setup):
+    found = seen_by(name, setup)
+    one, other = found["1 devices"]["steps"], found[setup]["steps"]
     assert len(other) == STEPS[name]
     worst: dict[str, float] = {}
     for step, metrics in one.items():
@@ -141,17 +155,18 @@ def test_the_numbers_are_those_of_one_device(request, name, setup):
     assert worst["env_steps"] == worst["episodes"] == worst["bad_environment"] == 0
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_so_are_the_evaluations(found, name):
-    one, other = found[name]["1 devices"]["end"], found[name]["8 devices"]["end"]
+@pytest.mark.parametrize("name", EITHER)
+def test_so_are_the_evaluations(seen_by, name):
+    found = seen_by(name, "8 devices")
+    one, other = found["1 devices"]["end"], found["8 devices"]["end"]
     for metric in ("val/episode_return", "val/episode_length"):
         assert other[metric] == pytest.approx(one[metric], rel=TOLERANCE[name])
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_one_all_reduce_an_optimizer_step_and_none_in_physics(found, name):
+@pytest.mark.parametrize("name", EITHER)
+def test_one_all_reduce_an_optimizer_step_and_none_in_physics(seen_by, name):
     """In a loop inside the iteration there is one message alone, in the loop over minibatches."""
-    seen = found[name]["8 devices"]["seen"]
+    seen = seen_by(name, "8 devices")["8 devices"]["seen"]
     inside = [(kind, loops) for kind, loops in seen["collectives"] if len(loops) > 1]
     assert inside == [("all-reduce", [None, EPOCHS, MINIBATCHES])]
     once = [kind for kind, loops in seen["collectives"] if len(loops) < 2]
@@ -160,9 +175,9 @@ def test_one_all_reduce_an_optimizer_step_and_none_in_physics(found, name):
     assert seen["evaluation in loops"] == []
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_each_device_has_environments_of_its_own(found, name):
-    assert found[name]["8 devices"]["seen"]["rows"] == [8]
+@pytest.mark.parametrize("name", EITHER)
+def test_each_device_has_environments_of_its_own(seen_by, name):
+    assert seen_by(name, "8 devices")["8 devices"]["seen"]["rows"] == [8]
 
 
 def test_a_broken_environment_is_named_by_its_number(found):

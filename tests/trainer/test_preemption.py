@@ -227,7 +227,7 @@ def reference(tmp_path_factory):
     [
         (signal.SIGTERM, 75),
         pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
-        (signal.SIGINT, -signal.SIGINT),
+        pytest.param(signal.SIGINT, -signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_the_process_ends_and_a_second_one_finishes(reference, tmp_path, number, status):

@@ -1,5 +1,6 @@
 """Each kind of task that comes with the package, over one, two and four processes: the same losses but for rounding."""
 
+import functools
 import json
 
 import pytest
@@ -11,35 +12,37 @@ EXACT = ("env_steps", "episodes")
 TASKS = ("acceleration", "gru", "dynaflow", "ppo")
 
 
+QUICK = ("acceleration", "ppo")
+# Each process compiles for itself, so the others, and four processes, are of the slow run.
+PAIRS = [
+    pytest.param(
+        count, name, id=f"{count} processes-{name}", marks=() if count == 2 and name in QUICK else pytest.mark.slow
+    )
+    for count in (2, 4)
+    for name in TASKS
+]
+
+
 @pytest.fixture(scope="module")
-def one(nursery):
-    """What one process found."""
-    return {name: processes[0] for name, processes in run(nursery, 1).items()}
+def run(nursery):
+    """`run(name, count)`: what each process found of a task."""
+
+    @functools.cache
+    def run_all(names, count):
+        group = nursery.start(count, "shipped", names=names)
+        assert group.wait(500) == [0] * count, group.text
+        paths = {name: [nursery.folder / f"{name}.{count}.{index}.json" for index in range(count)] for name in names}
+        return {name: [json.loads(path.read_text()) for path in files] for name, files in paths.items()}
+
+    def one_of(name, count):
+        return run_all(QUICK if name in QUICK else tuple(sorted({*TASKS} - {*QUICK})), count)[name]
+
+    return one_of
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(2, id="2 processes"),
-        pytest.param(4, id="4 processes", marks=pytest.mark.slow),  # each compiles for itself
-    ],
-)
-def several(request, nursery):
-    """What each of several found."""
-    return run(nursery, request.param)
-
-
-def run(nursery, count):
-    """`{task: [what each process found]}`."""
-    group = nursery.start(count, "shipped", names=TASKS)
-    assert group.wait(500) == [0] * count, group.text
-    paths = {name: [nursery.folder / f"{name}.{count}.{index}.json" for index in range(count)] for name in TASKS}
-    return {name: [json.loads(path.read_text()) for path in files] for name, files in paths.items()}
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_the_numbers_are_those_of_one_process(one, several, name):
-    expected, found = one[name]["steps"], several[name][0]["steps"]
+@pytest.mark.parametrize(("count", "name"), PAIRS)
+def test_the_numbers_are_those_of_one_process(run, count, name):
+    expected, found = run(name, 1)[0]["steps"], run(name, count)[0]["steps"]
     assert len(expected) == len(found) == 6
     worst: dict[str, float] = {}
     for step, metrics in expected.items():
@@ -52,11 +55,11 @@ def test_the_numbers_are_those_of_one_process(one, several, name):
         assert relative <= (0 if metric.endswith(EXACT) else SMALL.get(metric, TOLERANCE)), metric
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_so_are_the_evaluations(one, several, name):
-    first, *others = (process["end"] for process in several[name])
+@pytest.mark.parametrize(("count", "name"), PAIRS)
+def test_so_are_the_evaluations(run, count, name):
+    first, *others = (process["end"] for process in run(name, count))
     assert any(metric.startswith("val/") for metric in first)
-    for metric, value in one[name]["end"].items():
+    for metric, value in run(name, 1)[0]["end"].items():
         if metric.startswith("val/"):
             assert first[metric] == pytest.approx(value, rel=1e-4, abs=1e-6), metric
     assert all(other == first for other in others)

@@ -37,7 +37,7 @@ TWO_BY_FOUR = {
     "gru": gx.Partitioned({"data": 2, "model": 4}, [("*/head/layers/0/kernel", (None, None, "model"))]),
 }
 BETWEEN = ("2 devices", "4 devices")  # compiled in the slow run alone, as are these
-DEAR = (("dynaflow", "fsdp"), ("gru", "fsdp"))
+DEAR = (("dynaflow", "8 devices"), ("dynaflow", "fsdp"), ("gru", "fsdp"))
 CASES = ("acceleration", "noisy", "deep", "gru", "dynaflow", "dynaflow_loop")
 
 
@@ -191,6 +191,8 @@ def main(folder: Path, slow: bool) -> None:
             for name, setup in setups(case).items()
             if slow is is_slow(case, name) or name == "1 devices"
         }
+        if slow or case != "dynaflow"
+        else {}
     if not slow:
         found["deep"]["moved"] = travel(folder / "run", *known["deep"])
         found["loops"], found["said"] = local_loops(), refusals()
@@ -241,7 +243,7 @@ def test_so_are_the_evaluations(found, setup):
         assert other[name] == pytest.approx(one[name], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "noisy"])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("noisy", "dynaflow")])
 def test_a_step_has_one_all_reduce(found, case):
     """In the body of the loop over steps, in no loop inside it; with FSDP one all-gather too.
 
