@@ -186,13 +186,11 @@ def main(folder: Path, slow: bool) -> None:
     known = cases(folder)
     for case in CASES:
         task, data = known[case]
+        mine = [name for name in setups(case) if slow is is_slow(case, name) and name != "1 devices"]
         found[case] = {
-            name: train(task, data, *setup, look=name in ("8 devices", "fsdp", "partitioned"))
-            for name, setup in setups(case).items()
-            if slow is is_slow(case, name) or name == "1 devices"
+            name: train(task, data, *setups(case)[name], look=name in ("8 devices", "fsdp", "partitioned"))
+            for name in (["1 devices", *mine] if mine else [])
         }
-        if slow or case != "dynaflow"
-        else {}
     if not slow:
         found["deep"]["moved"] = travel(folder / "run", *known["deep"])
         found["loops"], found["said"] = local_loops(), refusals()
