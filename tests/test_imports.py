@@ -1,8 +1,11 @@
 """What importing costs: a name brings what it needs, and no more. In processes of their own, where nothing is yet."""
 
+import ast
+import graphlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +64,7 @@ def test_the_package_alone_imports_none_of_its_friends(tmp_path):
         (["fit", "pendulun"], 2, "Unknown experiment 'pendulun'. Nearest: pendulum"),
         (["launch", "--processes", "2", "fit", "pendulun"], 2, "Unknown experiment 'pendulun'"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_what_needs_no_jax_waits_for_none(arguments, status, says, tmp_path):
     code = f"""
@@ -106,3 +109,18 @@ def test_the_list_says_what_experiments_have(name):
     assert isinstance(made, gx.Experiment)
     assert EXPERIMENTS[name].presets == tuple(made.presets)
     assert EXPERIMENTS[name].about.endswith(".")
+
+
+def test_no_module_imports_in_a_circle():
+    """All imports counted: inside functions and for type checkers too."""
+    root = Path(gx.__file__).parents[1]
+    files = {".".join(path.relative_to(root).with_suffix("").parts): path for path in root.glob("galvanax/**/*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph = {}
+    for name, path in files.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("galvanax"):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= (inner & files.keys()) or {node.module}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
