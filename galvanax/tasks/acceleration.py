@@ -30,7 +30,7 @@ OPEN_LOOP_HORIZON = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class AccelerationTask(Task):
+class AccelerationTask(Task[BaseDynamicsModel]):
     """Fits a model of accelerations to transitions; a semi-implicit Euler step makes them states.
 
     For another architecture, subclass this and override `build_model` with a subclass of `BaseDynamicsModel`.

@@ -55,7 +55,7 @@ class Denoised(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowMatchingTask(Task, abc.ABC):
+class FlowMatchingTask(Task[TrajectoryFlow], abc.ABC):
     """Learns to turn noise into trajectories from a given start (Lipman et al., 2023).
 
     A trajectory is `horizon + 1` states, the first of which is known. There is one noise, in training as in sampling:

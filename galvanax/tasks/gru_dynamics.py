@@ -31,7 +31,7 @@ LossWeights = Literal["relative", "uniform"]
 
 
 @dataclasses.dataclass(frozen=True)
-class GRUDynamicsTask(Task):
+class GRUDynamicsTask(Task[GRUEnsemble]):
     """Fits a recurrent model to windows of trajectories, fed with its own predictions over the horizon.
 
     The error of the state h steps ahead is measured in deviations of the one-step change, and divided by h: so that, as

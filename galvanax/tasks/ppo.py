@@ -73,7 +73,7 @@ class PPOCarry:
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOTask(Task):
+class PPOTask(Task[ActorCritic]):
     """PPO (Schulman et al., 2017). Give it an `EnvironmentDataModule`.
 
     One step of the Trainer is one iteration: `unroll_length` control steps in every environment, then `num_epochs`
@@ -252,7 +252,7 @@ class PPOTask(Task):
 
     def _iteration(self, state: TrainState, batch: Any, rng: jax.Array) -> tuple[TrainState, Metrics]:
         collect_rng, learn_rng = jax.random.split(rng)
-        model, carry = state.model(), state.carry
+        carry, model = state.carry, state.model()
         envs, memory, rollout = collect(
             self.environments[0], model, carry.envs, carry.memory, batch["env"], collect_rng, self.unroll_length
         )
@@ -274,21 +274,19 @@ class PPOTask(Task):
         variables = state.definition.split(model)[1]
         return state.replace(variables=variables, carry=carry), metrics
 
-    def evaluate(self, model: nnx.Module, batch: Any, rng: jax.Array) -> Metrics:
+    def evaluate(self, model: ActorCritic, batch: Any, rng: jax.Array) -> Metrics:
         """One whole episode of the deterministic policy in the evaluation environment, for each example."""
-        assert isinstance(model, ActorCritic)
         training, env, _ = self.environments
         return episode(
             as_seen_by(env, model), model, jax.random.fold_in(rng, batch["episode"][0]), training.episode_length
         )
 
-    def predict(self, model: nnx.Module, batch: Any, rng: jax.Array) -> jax.Array:
+    def predict(self, model: ActorCritic, batch: Any, rng: jax.Array) -> jax.Array:
         """The deterministic action `(batch, action_size)` at each observation of the batch; a memory starts empty."""
-        assert isinstance(model, ActorCritic)
         leaf = jax.tree.leaves(batch)[0]
         return model.act(batch, model.initial_memory(leaf.shape[0]))[0].mode()
 
-    def record(self, model: nnx.Module, datamodule: "DataModule", num_steps: int) -> MotionClip:
+    def record(self, model: ActorCritic, datamodule: "DataModule", num_steps: int) -> MotionClip:
         """An episode of the deterministic policy in the evaluation environment, the same start each time.
 
         Args:

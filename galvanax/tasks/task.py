@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from galvanax.datamodules.datamodule import DataModule
 from galvanax.errors import ConfigError
 from galvanax.runs.checkpoints import CheckpointFolder, check_task, verified_meta
 from galvanax.runs.config import from_json
@@ -20,15 +21,15 @@ from galvanax.trainer.data_axis import WHOLE
 from galvanax.trainer.metric_window import check_metrics
 from galvanax.trainer.state import ModelDef, TrainState
 
-if TYPE_CHECKING:
-    from galvanax.datamodules.datamodule import DataModule
-
+Model = TypeVar("Model", bound=nnx.Module)
 Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """Subclass it as a frozen dataclass whose fields are the hyperparameters.
+class Task(Generic[Model]):
+    """Subclass it as a frozen dataclass whose fields are the hyperparameters: `class Spring(gx.Task[gx.networks.MLP])`.
+
+    The brackets name the model for type checkers and can be left out.
 
     The fields become command-line flags, the run's `config.json` and what `load` rebuilds the model from, so they hold
     plain values (numbers, strings, tuples, dataclasses of those), never arrays. Write `build_model`, `build_optimizer`
@@ -41,15 +42,15 @@ class Task:
 
     totals: ClassVar[tuple[str, ...]] = ()
 
-    def setup(self, datamodule: "DataModule") -> Self:
+    def setup(self, datamodule: DataModule) -> Self:
         """Returns the task with the fields that the data decides (shapes, layouts) filled in; called first."""
         return self
 
-    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+    def build_model(self, rngs: nnx.Rngs) -> Model:
         """Makes the model. Any arrays that are not `nnx.Param` are state that is saved but gets no gradient."""
         raise NotImplementedError(f"{type(self).__name__} must define build_model(self, rngs) -> nnx.Module.")
 
-    def set_statistics(self, model: nnx.Module, datamodule: "DataModule") -> None:
+    def set_statistics(self, model: Model, datamodule: DataModule) -> None:
         """Writes dataset statistics into a fresh model's normalisers; a loaded or resumed model has them already."""
 
     def build_optimizer(self, num_steps: int) -> optax.GradientTransformation:
@@ -61,7 +62,7 @@ class Task:
             f"{type(self).__name__} must define build_optimizer(self, num_steps) -> optax.GradientTransformation."
         )
 
-    def init_carry(self, rng: jax.Array, datamodule: "DataModule") -> Any:
+    def init_carry(self, rng: jax.Array, datamodule: DataModule) -> Any:
         """A pytree of the task's own that travels in `TrainState.carry` (environment states, running statistics)."""
         return ()
 
@@ -73,7 +74,7 @@ class Task:
         """
         return jax.tree.map(lambda _: WHOLE, carry)
 
-    def loss(self, model: nnx.Module, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, model: Model, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """The scalar to minimise, a mean over the batch, and metrics by name.
 
         What it changes in the model lasts if it lies in an `nnx.Variable` that `build_model` made.
@@ -121,7 +122,7 @@ class Task:
         rates = {name: rate for name, rate in state.hyperparameters.items() if name == "learning_rate"}
         return state, {**rates, "loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
 
-    def evaluate(self, model: nnx.Module, batch: Any, rng: jax.Array) -> Metrics:
+    def evaluate(self, model: Model, batch: Any, rng: jax.Array) -> Metrics:
         """Metrics by name for validation and test, `"loss"` by default among them.
 
         The Trainer calls it for one example at a time (arrays `(1, ...)`, vectorised by `vmap`) with a key per example,
@@ -135,7 +136,7 @@ class Task:
         loss, metrics = self.checked_loss(model, batch, rng)
         return {"loss": loss, **metrics}
 
-    def predict(self, model: nnx.Module, batch: Any, rng: jax.Array) -> Any:
+    def predict(self, model: Model, batch: Any, rng: jax.Array) -> Any:
         """A pytree of predictions `(batch, ...)` for `Trainer.predict`."""
         raise NotImplementedError(f"{type(self).__name__} defines no predict(self, model, batch, rng).")
 
@@ -145,12 +146,12 @@ class Task:
 
     def report(
         self,
-        model: nnx.Module,
-        datamodule: "DataModule",
+        model: Model,
+        datamodule: DataModule,
         output_dir: Path,
         *,
         num_examples: int | None = None,
-        beside: Mapping[str, "tuple[Task, nnx.Module]"] | None = None,
+        beside: Mapping[str, "tuple[Task[Any], nnx.Module]"] | None = None,
     ) -> dict[str, Any]:
         """Figures of merit beyond the test metrics, for `evaluations/STEP/`; may leave PNG plots in `output_dir`.
 
@@ -163,7 +164,7 @@ class Task:
         """
         return {}
 
-    def models_beside(self, beside: "Mapping[str, tuple[Task, nnx.Module]] | None") -> dict[str, nnx.Module]:
+    def models_beside(self, beside: "Mapping[str, tuple[Task[Any], nnx.Module]] | None") -> dict[str, nnx.Module]:
         """The models of `report`'s `beside`.
 
         Raises:
@@ -175,9 +176,7 @@ class Task:
         return {name: model for name, (_, model) in (beside or {}).items()}
 
     @classmethod
-    def load(
-        cls, run_dir: str | Path, checkpoint: str | Path = "best", *, averaged: bool = True
-    ) -> tuple[Self, nnx.Module]:
+    def load(cls, run_dir: str | Path, checkpoint: str | Path = "best", *, averaged: bool = True) -> tuple[Self, Model]:
         """Loads `(task, model)` from a run folder: no data and no pickle needed.
 
         Args:
@@ -192,9 +191,10 @@ class Task:
         folder = CheckpointFolder(find_run(run_dir)).find(checkpoint)
         meta = verified_meta(folder)
         task = from_json(cls, check_task(folder, meta, cls.__name__), str(folder / META))
-        return task, load_model(ModelDef(task.build_model), folder, meta, averaged)
+        model: Any = load_model(ModelDef(task.build_model), folder, meta, averaged)
+        return task, model
 
-    def checked_loss(self, model: nnx.Module, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    def checked_loss(self, model: Model, batch: Any, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """`loss`, with its result's form checked while tracing."""
         name = f"{type(self).__name__}.loss"
         result = self.loss(model, batch, rng)

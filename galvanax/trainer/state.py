@@ -30,8 +30,8 @@ class ModelDef:
         self._build = build
         self._compute_dtype = compute_dtype
         abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-        self._graphdef, params, rngs, variables = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
-        self._params, self._rngs, self._variables = map(_by_name, (params, rngs, variables))
+        self._graphdef, *states = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+        self._params, self._rngs, self._variables = map(_by_name, states)
 
     @property
     def params(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -94,8 +94,8 @@ class TrainState:
         """A copy with these fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def model(self, params: Arrays | None = None, rng: jax.Array | None = None) -> nnx.Module:
-        """The model; in training mode if `rng` is given (see `ModelDef.merge`)."""
+    def model(self, params: Arrays | None = None, rng: jax.Array | None = None) -> Any:
+        """The task's model; in training mode if `rng` is given (see `ModelDef.merge`)."""
         return self.definition.merge(self.params if params is None else params, self.variables, rng)
 
     @property
