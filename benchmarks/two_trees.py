@@ -19,7 +19,7 @@ import tyro
 SIZES = {"batch 8": (128, 8, 6000), "batch 128": (128, 128, 3000), "a step of about 4 ms": (512, 512, 400)}
 
 
-def main(other: Path, rounds: int = 6) -> None:
+def main(other: tyro.conf.Positional[Path], rounds: int = 6) -> None:
     """Prints the rates, and the ratios of neighbouring processes.
 
     Args:
