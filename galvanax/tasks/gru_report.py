@@ -98,12 +98,10 @@ def _windows(history: int, longest: int, datamodule: Any, num_examples: int) -> 
 
 
 def _predict(model: GRUEnsemble, states: np.ndarray, actions: np.ndarray, history: int) -> np.ndarray:
-    now = history - 1
-
     @jax.jit
     def predict(states: jax.Array, actions: jax.Array) -> jax.Array:
         past = read_history(model, states[:, :history], actions[:, :history])
-        return rollout(model, past, actions[:, now:-1], "moment")
+        return rollout(model, past, actions[:, history - 1 : -1], "moment")
 
     return np.asarray(predict(jnp.asarray(states), jnp.asarray(actions)))
 

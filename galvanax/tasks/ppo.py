@@ -252,7 +252,7 @@ class PPOTask(Task[ActorCritic]):
 
     def _iteration(self, state: TrainState, batch: Any, rng: jax.Array) -> tuple[TrainState, Metrics]:
         collect_rng, learn_rng = jax.random.split(rng)
-        carry, model = state.carry, state.model()
+        model, carry = state.model(), state.carry
         envs, memory, rollout = collect(
             self.environments[0], model, carry.envs, carry.memory, batch["env"], collect_rng, self.unroll_length
         )

@@ -98,8 +98,6 @@ class Trainer(TrainerSettings):
         devices = Devices.choose(self.devices, self.strategy)
         # What one process measures on its own devices is no business of the others.
         alone = rendezvous.is_alone_on(devices.mesh)
-        if not alone:
-            rendezvous.check_met()
         with contextlib.nullcontext() if alone else processes.together():
             data.setup() if alone else processes.main_first("data", data.setup)
             task = task.setup(data)

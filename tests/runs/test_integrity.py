@@ -1,13 +1,11 @@
 """A damaged checkpoint is refused by name or loads exactly what was saved. Nothing is ever unpickled."""
 
-import _pickle
 import collections
 import dataclasses
 import errno
 import json
 import logging
 import os
-import pickle
 import random
 import re
 import shutil
@@ -390,10 +388,10 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("something was unpickled")
 
-    for module in (pickle, _pickle):
+    for module in ("pickle", "_pickle"):
         for name in ("load", "loads", "Unpickler"):
-            monkeypatch.setattr(module, name, refuse)
-    monkeypatch.setattr(pickle, "_Unpickler", refuse)
+            monkeypatch.setattr(f"{module}.{name}", refuse)
+    monkeypatch.setattr("pickle._Unpickler", refuse)
     monkeypatch.setattr(np.lib.npyio, "pickle", None, raising=False)
     with unpickling() as found:
         settings(tmp_path / "run", max_steps=LAST).fit(NetTask(), net_data())
