@@ -145,7 +145,6 @@ def test_masses_and_friction_of_a_cart_pole():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="windows keep starts behind a kink of contact: docs/identification.md")
 def test_leg_masses_of_a_go2():
     """On its feet, with PD control in C MuJoCo as the targets say it."""
     rng = np.random.default_rng(0)
